@@ -1,0 +1,1 @@
+"""Typed script to Bundle: LLVM IR, BPF object, kernel types, compile cache."""

@@ -1,0 +1,1 @@
+"""Language: text to typed script. Imports lark and nothing else of ours."""

@@ -1,0 +1,1 @@
+"""Everything that touches the kernel: load, attach, read, render; the command line."""
