@@ -1,0 +1,147 @@
+"""What the client needs to read a loaded Bundle: shapes of values, maps, events. Travels in `Bundle.reader`.
+
+Independent of the language package, so that a cached script runs without parsing anything. The helper never looks
+inside.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from bpfseal.errors import BpfsealError
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Base of the reader's types."""
+
+
+class Shape(Record):
+    """How bytes become a value.
+
+    kind    int bool enum str buf ptr array record tuple kstack ustack ksym usym inet mac timestamp cgroup_path none
+            and for maps the aggregates count sum min max avg stats hist lhist tseries
+    size    bytes in memory
+    signed  of integers and of what is aggregated
+    name    of an enum or record
+    element, count   arrays
+    members  records and tuples; a language record (x=1) is a tuple whose members have names
+    params   hist (bits,), lhist (min, max, step), tseries (interval_ns, buckets, kind), stacks (mode, depth),
+             timestamp (clock)
+    """
+
+    kind: str
+    size: int
+    signed: bool = False
+    name: str = ""
+    element: Shape | None = None
+    count: int = 0
+    members: tuple[Member, ...] = ()
+    params: tuple[int | str, ...] = ()
+
+
+class Member(Record):
+    """Part of a record or tuple. Bitfields: value = (read(shape at offset) >> bit_offset) & ((1 << bits) - 1)."""
+
+    name: str
+    offset: int
+    shape: Shape
+    bits: int = 0
+    bit_offset: int = 0
+
+
+class MapLayout(Record):
+    """One map of the script. `index` into Bundle.maps; `key` None: scalar (one element under a zero key).
+    `per_cpu`: the kernel returns one value per possible CPU, each rounded up to 8 bytes."""
+
+    name: str
+    index: int
+    key: Shape | None
+    value: Shape
+    per_cpu: bool = False
+    max_entries: int = 0
+
+
+class EventField(Record):
+    """A value in an event's record at `offset` from the record's start."""
+
+    offset: int
+    shape: Shape
+
+
+class EventLayout(Record):
+    """One event site; its number is its index in Reader.events.
+
+    action  printf errorf warnf print print_map clear zero exit time join cat system strftime skboutput unwatch
+            watchpoint runtime_error
+    format  the format string with C escapes resolved (printf and the like, time, cat, system)
+    map     name of the map for print_map, clear, zero
+    fields  in the order of the format's conversions
+    options by name: top, div (constants), newline, location text for errors, …
+    where   "file:line:col" of the call, for messages
+    """
+
+    action: str
+    size: int
+    format: bytes = b""
+    map: str = ""
+    fields: tuple[EventField, ...] = ()
+    options: dict[str, int | str] = {}
+    where: str = ""
+
+
+# Every record in the rings starts with: u32 event number, u32 probe number (index in Reader.probes).
+EVENT_HEADER = 8
+
+# Offsets into the session map (ARRAY, one value): the client writes it before anything attaches.
+SESSION_START_NS = 0  # CLOCK_BOOTTIME when tracing started, for `elapsed`
+SESSION_CPID = 8  # pid of the -c child, 0 for none
+SESSION_PID = 16  # pid of the tracer itself in the initial namespace
+SESSION_STOPPED = 24  # u32: set by exit(): programs return early
+SESSION_WALL_OFFSET_NS = 32  # CLOCK_REALTIME - CLOCK_BOOTTIME, for nsecs(sw_tai)
+SESSION_SIZE = 40
+
+
+class Reader(Record):
+    """Everything the client knows about a Bundle beyond what the kernel is told.
+
+    ring      index of the RINGBUF for events, -1 without events
+    control   index of the small second RINGBUF that control events (exit, clear, zero, print of a map) fall back to
+              when the first is full, -1 for none
+    counters  index of the PERCPU_ARRAY of u64: slot 0 lost events; slot 1 + n failed updates of maps[n]; -1 for none
+    session   index of the session ARRAY (SESSION_* above), -1 when no program reads it
+    stacks    indexes of the stack maps by "kernel"/"user" + "_" + depth
+    """
+
+    version: int
+    maps: tuple[MapLayout, ...]
+    events: tuple[EventLayout, ...]
+    probes: tuple[str, ...]
+    ring: int = -1
+    control: int = -1
+    counters: int = -1
+    session: int = -1
+    stacks: dict[str, int] = {}
+    enums: dict[str, dict[int, str]] = {}
+    config: dict[str, str | int | bool] = {}
+    warnings: tuple[str, ...] = ()
+
+
+READER_VERSION = 1
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+
+
+def encode(reader: Reader) -> bytes:
+    """Canonical bytes."""
+    return _encoder.encode(reader)
+
+
+def decode(data: bytes) -> Reader:
+    """The Reader in `Bundle.reader`. Raises BpfsealError when it is not one of this version."""
+    try:
+        reader = msgspec.msgpack.decode(data, type=Reader)
+    except Exception as error:
+        raise BpfsealError(f"the bundle's reader section cannot be read: {error}") from None
+    if reader.version != READER_VERSION:
+        raise BpfsealError(f"reader version {reader.version} is not {READER_VERSION}")
+    return reader

@@ -1,0 +1,439 @@
+"""The typed script: the checker's result and all that the compiler reads.
+
+Small on purpose: compound assignment, macros, unroll, wildcards, positional parameters, `args.x`, automatic
+dereference, implicit conversions and constants are gone. Operands of a Binary have one common type (shifts and
+pointer arithmetic excepted, see there). Every string literal has a size. What is left translates node by node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Union
+
+from bpfseal.dsl.env import Args, Point
+from bpfseal.dsl.source import NOWHERE, Diagnostic, Source, Span
+from bpfseal.dsl.types import Field, RecordInfo, Tuple, Type
+
+# --- things that are declared -----------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, slots=True)
+class Var:
+    """A scratch variable; identity is the object. Zeroed at its scope's entry unless assigned first."""
+
+    name: str
+    type: Type
+
+
+@dataclass(eq=False, slots=True)
+class MapDef:
+    """A map of the script.
+
+    key       None for a scalar map (one element); several keys are a Tuple
+    value     an Aggregate, or the type of the values
+    kind      "auto", or as declared: hash lruhash percpuhash percpulruhash (auto: aggregations per CPU, else hash;
+              a scalar map may become an array)
+    entries   max_entries
+    """
+
+    name: str
+    key: Type | None
+    value: Type
+    entries: int
+    kind: str = "auto"
+    # key types as the program wrote them, for printing: a Tuple from @[a, b] prints bare, one from @[(a, b)] too
+    span: Span = NOWHERE
+
+
+# --- expressions ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Int:
+    """A constant of type Int, Bool, Enum or Ptr."""
+
+    value: int
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class StrLit:
+    """A literal; `type` is Str(len + 1) at least."""
+
+    value: bytes
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """A value the table gives by name: pid tid uid gid comm cpu ncpus nsecs elapsed curtask cgroup probe func
+    retval argN ("arg0") args ctx rand jiffies cpid username usermode … `table.BUILTINS` lists them with types."""
+
+    name: str
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class ArgField:
+    """`args.NAME`; how it is reached is in `Probe.args.context`. Type: the field's (memory ones by address)."""
+
+    field: Field
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class VarRef:
+    var: Var
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class MapRead:
+    """Value of an element, zero when absent. Reading an Aggregate gives its integer (type Int) summed over CPUs."""
+
+    map: MapDef
+    key: Expr | None
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class FieldOf:
+    """Member of a record. `base` has type Record (memory of ours or a place in foreign memory) or Ptr to one;
+    through a Ptr the compiler reads by the pointer's space. Chains are left nested, so that the compiler can add
+    offsets up and read once."""
+
+    base: Expr
+    field: Field
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class ElementOf:
+    """Element `index` (constant) of a tuple."""
+
+    base: Expr
+    index: int
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class IndexOf:
+    """`base[index]`: base an Array (bounds checked: out of range gives zero), a Str/Buf, or a Ptr (read by space)."""
+
+    base: Expr
+    index: Expr
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Deref:
+    """`*pointer`."""
+
+    pointer: Expr
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class AddressOf:
+    """`&$x`, `&@m[k]` (null when absent), `&p->field` (an address computation)."""
+
+    target: Expr
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    """op: - ~ (result of the operand's type), ! (Bool)."""
+
+    op: str
+    operand: Expr
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """+ - * / % & | ^ on two values of `type`; << >> with the left's type; == != < > <= >= on a common type with
+    result Bool (comparison is signed when that type is; strings and buffers compare as memory up to the shorter).
+    Division and modulo: signed when the type is; by zero gives zero for both, never a fault.
+    Pointer arithmetic: Ptr ± Int with the scaling already multiplied in."""
+
+    op: str
+    left: Expr
+    right: Expr
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Logical:
+    """&& || with short circuit; operands are anything scalar, result Bool."""
+
+    op: str
+    left: Expr
+    right: Expr
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Ternary:
+    """Both arms have `type` (strings: the larger size)."""
+
+    condition: Expr
+    then: Expr
+    otherwise: Expr
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Conversion to `type`: integer widths (sign of the source extends), pointer/integer, Bool (non-zero), Enum,
+    Str to a larger or smaller Str (cut, NUL kept), Int ↔ Array of u8 (memory order), tuple element-wise."""
+
+    operand: Expr
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class TupleExpr:
+    elements: tuple[Expr, ...]
+    type: Tuple
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class IncDec:
+    """++/-- of a Var or a map element; `delta` +1/-1 (pointers: scaled); value before (postfix) or after."""
+
+    target: VarRef | MapRead
+    delta: int
+    prefix: bool
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function of `table.FUNCTIONS` by its name. `options` are compile-time values taken out of the arguments
+    (a format string's bytes, clock names, modes, depths), by the names the table gives them. `map` is the map
+    operand of print, clear, zero, delete, len, has_key, and `key` its key."""
+
+    name: str
+    args: tuple[Expr, ...]
+    type: Type
+    span: Span = NOWHERE
+    options: dict[str, object] = field(default_factory=dict)
+    map: MapDef | None = None
+    key: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallUser:
+    """Call of a user-defined function: a BPF subprogram."""
+
+    function: Function
+    args: tuple[Expr, ...]
+    type: Type
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class BlockExpr:
+    body: tuple[Stmt, ...]
+    result: Expr
+    type: Type
+    span: Span = NOWHERE
+
+
+Expr = Union[  # noqa: UP007 - forward references
+    Int,
+    StrLit,
+    Builtin,
+    ArgField,
+    VarRef,
+    MapRead,
+    FieldOf,
+    ElementOf,
+    IndexOf,
+    Deref,
+    AddressOf,
+    Unary,
+    Binary,
+    Logical,
+    Ternary,
+    Cast,
+    TupleExpr,
+    IncDec,
+    Call,
+    CallUser,
+    BlockExpr,
+]
+
+# --- statements -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AssignVar:
+    var: Var
+    value: Expr
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class AssignMap:
+    map: MapDef
+    key: Expr | None
+    value: Expr
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """`@m[k] = sum(x)` and its family: kind and parameters in `map.value`; `value` None for count()."""
+
+    map: MapDef
+    key: Expr | None
+    value: Expr | None
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Do:
+    """An expression for its effect."""
+
+    expr: Expr
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class If:
+    condition: Expr
+    then: tuple[Stmt, ...]
+    otherwise: tuple[Stmt, ...]
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class While:
+    condition: Expr
+    body: tuple[Stmt, ...]
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class ForMap:
+    """`variable` is a Var of type Tuple (key, value); the map may be changed inside."""
+
+    variable: Var
+    map: MapDef
+    body: tuple[Stmt, ...]
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class ForRange:
+    variable: Var
+    low: Expr
+    high: Expr
+    body: tuple[Stmt, ...]
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A block with variables of its own; each run starts with them zeroed."""
+
+    body: tuple[Stmt, ...]
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """break, continue, return (`value` for return in functions and lsm/fmod probes)."""
+
+    kind: str
+    value: Expr | None = None
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """`captures` are the enclosing block's variables that the body reads: copied into the map value when
+    scheduled. mode "resume" or "signal"."""
+
+    mode: str
+    captures: tuple[Var, ...]
+    body: tuple[Stmt, ...]
+    span: Span = NOWHERE
+
+
+Stmt = Union[  # noqa: UP007 - forward references
+    AssignVar,
+    AssignMap,
+    Aggregate,
+    Do,
+    If,
+    While,
+    ForMap,
+    ForRange,
+    Scope,
+    Jump,
+    Defer,
+]
+
+# --- top level --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Function:
+    name: str
+    params: tuple[Var, ...]
+    returns: Type
+    body: tuple[Stmt, ...]
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One action block for one or more points that share the same argument types; the predicate is folded in as a
+    leading `If … return`. One written block with points of different `args` becomes several of these."""
+
+    points: tuple[Point, ...]
+    args: Args
+    body: tuple[Stmt, ...]
+    span: Span = NOWHERE
+    uses_probe_name: bool = False
+
+
+@dataclass(frozen=True)
+class TypedScript:
+    """What the compiler turns into a Bundle.
+
+    records    every struct, union and enum that a printed or read type names, by `Record.name`
+    enums      names by value, by enum name
+    config     every config variable with its effective value (table.CONFIG has names and defaults)
+    warnings   for the user, in source order
+    """
+
+    probes: tuple[Probe, ...]
+    maps: tuple[MapDef, ...]
+    functions: tuple[Function, ...]
+    config: dict[str, str | int | bool]
+    sources: tuple[Source, ...]
+    records: dict[str, RecordInfo] = field(default_factory=dict)
+    enums: dict[str, dict[int, str]] = field(default_factory=dict)
+    warnings: tuple[Diagnostic, ...] = ()
