@@ -15,7 +15,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of the reader's types."""
 
 
-class Shape(Record):
+class Shape(Record, frozen=True):
     """How bytes become a value.
 
     kind    int bool enum str buf ptr array record tuple kstack ustack ksym usym inet mac timestamp cgroup_path none
@@ -39,7 +39,7 @@ class Shape(Record):
     params: tuple[int | str, ...] = ()
 
 
-class Member(Record):
+class Member(Record, frozen=True):
     """Part of a record or tuple. Bitfields: value = (read(shape at offset) >> bit_offset) & ((1 << bits) - 1)."""
 
     name: str
@@ -49,7 +49,7 @@ class Member(Record):
     bit_offset: int = 0
 
 
-class MapLayout(Record):
+class MapLayout(Record, frozen=True):
     """One map of the script. `index` into Bundle.maps; `key` None: scalar (one element under a zero key).
     `per_cpu`: the kernel returns one value per possible CPU, each rounded up to 8 bytes."""
 
@@ -61,14 +61,14 @@ class MapLayout(Record):
     max_entries: int = 0
 
 
-class EventField(Record):
+class EventField(Record, frozen=True):
     """A value in an event's record at `offset` from the record's start."""
 
     offset: int
     shape: Shape
 
 
-class EventLayout(Record):
+class EventLayout(Record, frozen=True):
     """One event site; its number is its index in Reader.events.
 
     action  printf errorf warnf print print_map clear zero exit time join cat system strftime skboutput unwatch
@@ -101,7 +101,7 @@ SESSION_WALL_OFFSET_NS = 32  # CLOCK_REALTIME - CLOCK_BOOTTIME, for nsecs(sw_tai
 SESSION_SIZE = 40
 
 
-class Reader(Record):
+class Reader(Record, frozen=True):
     """Everything the client knows about a Bundle beyond what the kernel is told.
 
     ring      index of the RINGBUF for events, -1 without events

@@ -29,7 +29,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Base of every wire type: immutable, strict, encoded as a map of all its fields in order."""
 
 
-class MapSpec(Record):
+class MapSpec(Record, frozen=True):
     """One map to create.
 
     `initial` is the value at key 0 of an ARRAY map (exactly `value_size` bytes) or empty; `frozen` maps are
@@ -49,7 +49,7 @@ class MapSpec(Record):
     value_btf: int = 0
 
 
-class Attach(Record):
+class Attach(Record, frozen=True):
     """One attach point of a program: what `runtime.attach` is to do with the program fd.
 
     kind       perf_tracepoint | raw_tracepoint | trace | kprobe | kprobe_multi | uprobe | uprobe_multi | usdt |
@@ -74,7 +74,7 @@ class Attach(Record):
     phase: str = "attach"
 
 
-class Attributes(Record):
+class Attributes(Record, frozen=True):
     """What a program does, as declared by the compiler and as found by the analysis. All tuples are sorted.
 
     insns        instruction slots (8 bytes each)
@@ -92,7 +92,7 @@ class Attributes(Record):
     maps: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
 
-class ProgramSpec(Record):
+class ProgramSpec(Record, frozen=True):
     """One program to load.
 
     `insns`: 8 bytes per instruction, little endian; maps by BPF_PSEUDO_MAP_IDX / _MAP_IDX_VALUE with the index in
@@ -117,7 +117,7 @@ class ProgramSpec(Record):
     line_info: bytes = b""
 
 
-class Bundle(Record):
+class Bundle(Record, frozen=True):
     """Everything one session loads. `reader` is for the client only (compiler.layout.Reader); the helper bounds
     its size and digests it, nothing more."""
 
@@ -129,7 +129,7 @@ class Bundle(Record):
     reader: bytes = b""
 
 
-class SealRequest(Record):
+class SealRequest(Record, frozen=True):
     """What a client may choose about the seal. Identity is never in here: the helper takes it from the kernel.
 
     abi       signing ABI of the kernel: 0 none, 1, 2; the helper trusts only its own probe and refuses a mismatch
@@ -141,7 +141,7 @@ class SealRequest(Record):
     log_level: int = 0
 
 
-class SealedBundle(Record):
+class SealedBundle(Record, frozen=True):
     """A loader ready for the sequence in `runtime.load`.
 
     loader       instructions of the SYSCALL program
