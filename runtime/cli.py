@@ -1,0 +1,94 @@
+"""`bpfseal`: the command line. Dispatches to a subcommand or runs a trace; turns errors into one line.
+
+Imports of a subcommand happen when it is chosen: start-up is a feature.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from bpfseal.errors import BpfsealError, UsageError
+
+# name → (module with main(argv) -> int, one line for --help)
+COMMANDS = {
+    "check": ("bpfseal.runtime.check", "parse, check and compile without privileges and without attaching"),
+    "doctor": ("bpfseal.runtime.doctor", "what this kernel can do, and why not"),
+    "enforce": ("bpfseal.runtime.enforce", "on | off | status | log: require signatures on this kernel"),
+    "signer": ("bpfseal.signer.cli", "run, ask and audit the signing helper"),
+    "vm": ("bpfseal.runtime.vm.cli", "run a command inside a test kernel"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line `argv` (default: this process's)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(arguments)
+    except BpfsealError as error:
+        report(error)
+        return error.status
+    except BrokenPipeError:
+        _silence_stdout()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except RecursionError:
+        sys.stderr.write("bpfseal: error: the program is nested too deeply\n")
+        return 1
+    except MemoryError:
+        sys.stderr.write("bpfseal: error: out of memory\n")
+        return 1
+
+
+def report(error: BpfsealError) -> None:
+    """Write `error` to stderr: with carets where it has source, else as one line and its hint."""
+    render = getattr(error, "render", None)
+    if render is not None:
+        sys.stderr.write(render() + "\n")
+        return
+    sys.stderr.write(f"bpfseal: error: {error.message}\n")
+    if error.hint:
+        sys.stderr.write(f"bpfseal: hint: {error.hint}\n")
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        from importlib import import_module
+
+        status: int = import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+        return status
+    from bpfseal.runtime import options as option_parser
+
+    options = option_parser.parse(arguments)
+    if options.help:
+        from bpfseal.runtime.help import text
+
+        sys.stdout.write(text(COMMANDS))
+        return 0
+    if options.version:
+        from bpfseal import __version__
+
+        sys.stdout.write(f"bpfseal v{__version__}\n")
+        return 0
+    if options.info:
+        from bpfseal.runtime.info import main as info
+
+        return info()
+    if options.listing:
+        from bpfseal.runtime.list_command import main as list_probes
+
+        return list_probes(options)
+    if options.program is None and options.file is None:
+        raise UsageError("nothing to trace: give -e 'PROGRAM' or a FILE", hint="bpfseal --help shows examples")
+    from bpfseal.runtime.trace_command import main as trace
+
+    return trace(options)
+
+
+def _silence_stdout() -> None:
+    """After EPIPE nothing more can be said on stdout; keep the interpreter's own flush at exit from trying."""
+    import os
+
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
