@@ -1,0 +1,1 @@
+"""Values, maps and events to text and JSON, as bpftrace writes them."""

@@ -1,0 +1,142 @@
+"""printf: a format and shapes become one function from a record to text.
+
+The common case (integers and strings) is one struct unpack and one `%`: formatting is the cost of a tracer's event
+loop, so all decisions about conversions are taken once per event site, here.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bpfseal.compiler.layout import EventField, Shape
+from bpfseal.runtime.values import Buffer, Decoder, decoder
+
+_CONVERSION = re.compile(
+    r"%(?P<flags>[-+ #0]*)(?P<width>\d+)?(?:\.(?P<precision>\d+))?(?P<length>hh|h|ll|l|j|z|t)?"
+    r"(?P<kind>rh|rx|[a-zA-Z%])"
+)
+_CODES = {(1, False): "B", (1, True): "b", (2, False): "H", (2, True): "h"}
+_CODES |= {(4, False): "I", (4, True): "i", (8, False): "Q", (8, True): "q"}
+_MASKS = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF, 8: 0xFFFFFFFFFFFFFFFF}
+
+Text = Callable[[Any, Shape], str]
+
+
+def compile_format(
+    format: bytes,
+    fields: Sequence[EventField],
+    enums: dict[str, dict[int, str]],
+    text: Text,
+) -> Callable[[Buffer], str]:
+    """The function that writes a record with `fields` by `format`. `text` renders values that are no plain numbers
+    or strings (stacks, symbols, tuples)."""
+    source = format.decode("utf-8", "surrogateescape")
+    template: list[str] = []
+    converts: list[Callable[[Any], Any] | None] = []
+    at = number = 0
+    for match in _CONVERSION.finditer(source):
+        template.append(source[at : match.start()].replace("%", "%%"))
+        at = match.end()
+        if match["kind"] == "%":
+            template.append("%%")
+            continue
+        if number >= len(fields):
+            template.append(match[0].replace("%", "%%"))
+            continue
+        conversion, convert = _conversion(match, fields[number].shape, text)
+        template.append(conversion)
+        converts.append(convert)
+        number += 1
+    template.append(source[at:].replace("%", "%%"))
+    return _formatter("".join(template), fields[:number], converts, enums)
+
+
+def _formatter(
+    template: str,
+    fields: Sequence[EventField],
+    converts: Sequence[Callable[[Any], Any] | None],
+    enums: dict[str, dict[int, str]],
+) -> Callable[[Buffer], str]:
+    if not fields:
+        fixed = template.replace("%%", "%")
+        return lambda record: fixed
+    packed = _pack(fields)
+    if packed is not None:
+        if not any(converts):
+            return lambda record: template % packed.unpack_from(record)
+        steps = [c if c is not None else _same for c in converts]
+        return lambda record: template % tuple([c(v) for c, v in zip(steps, packed.unpack_from(record), strict=True)])
+    parts: list[tuple[Decoder, int, Callable[[Any], Any]]] = [
+        (decoder(f.shape, enums), f.offset, c if c is not None else _same)
+        for f, c in zip(fields, converts, strict=True)
+    ]
+    return lambda record: template % tuple([convert(decode(record, at)) for decode, at, convert in parts])
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _pack(fields: Sequence[EventField]) -> struct.Struct | None:
+    """One struct for all fields when they are plain integers and pointers in ascending order, else None."""
+    codes = ["<"]
+    at = 0
+    for field in fields:
+        code = "Q" if field.shape.kind == "ptr" else _CODES.get((field.shape.size, field.shape.signed))
+        if field.shape.kind not in ("int", "ptr") or code is None or field.offset < at:
+            return None
+        if field.offset > at:
+            codes.append(f"{field.offset - at}x")
+        codes.append(code)
+        at = field.offset + field.shape.size
+    return struct.Struct("".join(codes))
+
+
+def _conversion(match: re.Match[str], shape: Shape, text: Text) -> tuple[str, Callable[[Any], Any] | None]:
+    """A Python `%` conversion and what to do with the value first."""
+    flags, width, precision, kind = match["flags"], match["width"] or "", match["precision"], match["kind"]
+    dot = f".{precision}" if precision is not None else ""
+    mask = _MASKS.get(shape.size, _MASKS[8])
+    match kind:
+        case "d" | "i":
+            return f"%{flags}{width}{dot}d", _signed(shape)
+        case "u":
+            return f"%{flags}{width}{dot}d", (lambda v: int(v) & mask) if shape.signed else _integer(shape)
+        case "x" | "X" | "o":
+            return f"%{flags}{width}{dot}{kind}", lambda v: int(v) & mask
+        case "p":
+            return f"%{flags}{width}s", lambda v: f"0x{int(v) & _MASKS[8]:x}" if int(v) else "0x0"
+        case "c":
+            return f"%{flags}{width}s", lambda v: bytes([int(v) & 0xFF]).decode("utf-8", "surrogateescape")
+        case "r" | "rx" | "rh":
+            style = {"r": "escape", "rx": "x", "rh": "h"}[kind]
+            return f"%{flags}{width}s", lambda v: buffer_text(v, style)
+    return f"%{flags.replace('0', '')}{width}{dot}s", _text(shape, text)
+
+
+def _signed(shape: Shape) -> Callable[[Any], Any] | None:
+    """%d shows the value's bits as a signed number of its own width when it is unsigned 64-bit, as C would."""
+    if shape.kind in ("int", "ptr") and shape.size == 8 and not shape.signed:
+        return lambda v: v - (1 << 64) if v >> 63 else v
+    return _integer(shape)
+
+
+def _integer(shape: Shape) -> Callable[[Any], Any] | None:
+    return None if shape.kind == "int" else int
+
+
+def _text(shape: Shape, text: Text) -> Callable[[Any], Any] | None:
+    return None if shape.kind == "str" else (lambda v: text(v, shape))
+
+
+def buffer_text(value: bytes | str, style: str = "escape") -> str:
+    """A buffer as text: "escape" printable ASCII and \\xNN, "x" every byte as \\xNN, "h" hex pairs with spaces."""
+    raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    if style == "x":
+        return "".join(f"\\x{b:02x}" for b in raw)
+    if style == "h":
+        return " ".join(f"{b:02x}" for b in raw)
+    return "".join(chr(b) if 32 <= b < 127 and b != 0x5C else f"\\x{b:02x}" for b in raw)
