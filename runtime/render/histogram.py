@@ -92,6 +92,5 @@ def rows(labelled: Iterable[tuple[str, int]]) -> list[str]:
     items = list(labelled)
     largest = max((count for _, count in items), default=0)
     return [
-        f"{label:<16} {count:>8} |{'@' * (count * _BAR // largest if largest else 0):<{_BAR}}|"
-        for label, count in items
+        f"{label:<16}{count:>8} |{'@' * (count * _BAR // largest if largest else 0):<{_BAR}}|" for label, count in items
     ]

@@ -1,0 +1,103 @@
+"""Source text to Bundle: the one pipeline that the command line, the API and the notebook use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+
+from bpfseal.compiler.layout import Reader
+from bpfseal.compiler.layout import decode as decode_reader
+from bpfseal.errors import BpfsealError
+from bpfseal.signer.bundle import Bundle
+from bpfseal.signer.bundle import decode as decode_bundle
+from bpfseal.signer.bundle import encode as encode_bundle
+
+MAX_SOURCE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build. `name` is for messages; `params` are the script's own; `debug` names stages to print."""
+
+    text: str
+    name: str = "stdin"
+    path: str | None = None
+    params: tuple[str, ...] = ()
+    pid: int = 0
+    command: str | None = None
+    unsafe: bool = False
+    config: dict[str, str | int | bool] = field(default_factory=dict)
+    include_dirs: tuple[str, ...] = ()
+    includes: tuple[str, ...] = ()
+    mode: str = ""
+    helper_warnings: bool = False
+    cache: bool = True
+    debug: tuple[str, ...] = ()
+    emit_llvm: str | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """`data` are the bundle's canonical bytes; `warnings` are ready to be written to stderr."""
+
+    data: bytes
+    bundle: Bundle
+    reader: Reader
+    warnings: tuple[str, ...]
+
+
+def read_source(path: str) -> tuple[str, str]:
+    """(text, name) of a script file, "-" for standard input. Raises BpfsealError."""
+    name = "stdin" if path == "-" else path
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(MAX_SOURCE_BYTES + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(MAX_SOURCE_BYTES + 1)
+    except OSError as error:
+        raise BpfsealError(f"cannot read {name}: {error.strerror}") from None
+    if len(data) > MAX_SOURCE_BYTES:
+        raise BpfsealError(f"{name} is larger than {MAX_SOURCE_BYTES >> 20} MiB, which no script needs to be")
+    if b"\0" in data:
+        raise BpfsealError(f"{name} is not text: it contains NUL bytes")
+    try:
+        return data.decode(), name
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BpfsealError(f"{name}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x})") from None
+
+
+def build(request: Request) -> Built:
+    """Compile, or take from the cache. Raises DslError and other BpfsealErrors."""
+    from bpfseal.compiler import cache
+
+    key = None
+    if request.cache and not request.debug and not request.emit_llvm:
+        key = cache.key(
+            request.text,
+            (*request.params, request.mode, request.path or "", str(request.helper_warnings)),
+            {**request.config, "unsafe": request.unsafe, "pid": request.pid, "command": request.command or ""},
+        )
+        data = cache.load(key)
+        if data is not None:
+            try:
+                bundle = decode_bundle(data)
+                reader = decode_reader(bundle.reader)
+                return Built(data, bundle, reader, reader.warnings)
+            except BpfsealError:
+                pass  # an entry of another version or a damaged one: as good as none
+    bundle, reader = _compile(request)
+    data = encode_bundle(bundle)
+    if key is not None:
+        cache.store(key, data)
+    return Built(data, bundle, reader, reader.warnings)
+
+
+def _compile(request: Request) -> tuple[Bundle, Reader]:
+    from bpfseal import compiler
+
+    script = check(request)
+    bundle = compiler.compile(script)
+    return bundle, decode_reader(bundle.reader)

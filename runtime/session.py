@@ -1,0 +1,295 @@
+"""A running trace: owns every kernel object of one loaded bundle, and closes them all.
+
+    with Session(bundle, sealed, sink=…) as session:
+        session.start()
+        session.run()
+
+Order of life, as in bpftrace: load, BEGIN, attach, let the -c child go, events until exit()/stop()/end of target, detach,
+END, the rest of the rings, then the maps are read. Nothing is pinned; a killed process leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+
+from bpfseal.compiler import layout
+from bpfseal.compiler.layout import EventLayout, Reader
+from bpfseal.errors import BpfsealError
+from bpfseal.runtime.ring import RingReader
+from bpfseal.signer.bundle import Attach, Bundle, SealedBundle
+
+_EVENT = struct.Struct("I")
+
+
+class Sink(Protocol):
+    """Where events go. `handlers` are built once, one per event number; the session calls them with the record.
+
+    A handler may call `session.stop(status)`; maps may be read from it through `session.maps`.
+    """
+
+    def bind(self, session: Session) -> list[Callable[[memoryview], None]]:
+        """One handler for each of `session.reader.events`."""
+
+    def lost(self, total: int) -> None:
+        """`total` events were lost so far; called when the number has grown."""
+
+    def idle(self) -> None:
+        """Called when the rings are empty: time to flush."""
+
+
+class Session:
+    """See the module docstring. Not safe for use from several threads, except for `stop()`."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        sealed: SealedBundle,
+        sink: Sink,
+        *,
+        pid: int = 0,
+        command: str | None = None,
+        log_level: int = 0,
+    ) -> None:
+        """Load the bundle; nothing runs yet. Raises BpfsealError (VerifierRejected and others)."""
+        from bpfseal.compiler.layout import decode
+        from bpfseal.runtime.child import Child
+        from bpfseal.runtime.load import load
+
+        self.bundle = bundle
+        self.sealed = sealed
+        self.reader: Reader = decode(bundle.reader)
+        self.sink = sink
+        self.status = 0
+        self.started_ns = 0
+        self.attached = 0
+        self.lost = 0
+        self._stopping = False
+        self._closed = False
+        self._rings: list[RingReader] = []
+        self._links: list[object] = []
+        self._epoll: select.epoll | None = None
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._target_fd = -1
+        self.pid = pid
+        self.child: Child | None = None
+        self._loaded = None
+        try:
+            if command is not None:
+                self.child = Child(command)
+            self._loaded = load(bundle, sealed, log_level=log_level)
+            self._open_rings()
+        except BaseException:
+            self.close()
+            raise
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Run BEGIN, attach everything, let the child go. Raises BpfsealError, after which `close()` is due."""
+        self._write_session_map()
+        self._handlers = self.sink.bind(self)
+        self._run_phase("begin")
+        self._attach_all()
+        if self.child is not None:
+            self.child.release()
+            self._watch(self.child.pidfd)
+        elif self.pid:
+            self._watch(_pidfd(self.pid))
+
+    def run(self, timeout: float | None = None) -> None:
+        """Handle events until the trace is stopped, then detach, run END and drain; or until `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._stopping:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            self.poll(left)
+        self.finish()
+
+    def poll(self, timeout: float | None = None) -> bool:
+        """Wait for events at most `timeout` seconds and handle what is there. False once the trace is stopping."""
+        assert self._epoll is not None
+        if not self._drain():
+            ready = self._epoll.poll(timeout)
+            for fd, _ in ready:
+                if fd == self._wake:
+                    self._stopping = True
+                elif fd == self._target_fd:
+                    self._target_ended()
+            self._drain()
+        self.sink.idle()
+        return not self._stopping
+
+    def stop(self, status: int = 0) -> None:
+        """End the trace soon; callable from handlers, signal handlers and other threads."""
+        self.status = self.status or status
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def finish(self) -> None:
+        """Detach, run END, read what is left in the rings. Idempotent."""
+        if not self._links and not any(a.phase == "end" for _, a in self._attaches()):
+            self._drain_all()
+            return
+        self._detach()
+        self._drain_all()
+        self._run_phase("end")
+        self._drain_all()
+
+    def close(self) -> None:
+        """Give back every kernel object and the child. Idempotent; never raises."""
+        if self._closed:
+            return
+        self._closed = True
+        self._detach()
+        for ring in self._rings:
+            ring.close()
+        if self._loaded is not None:
+            self._loaded.close()
+        if self.child is not None:
+            self.child.close()
+        if self._target_fd >= 0 and self.child is None:
+            os.close(self._target_fd)
+        if self._epoll is not None:
+            self._epoll.close()
+        os.close(self._wake)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- kernel objects ------------------------------------------------------------------------------------------
+
+    def map_fd(self, index: int) -> int:
+        """Fd of Bundle.maps[index]; stays the session's."""
+        assert self._loaded is not None
+        return self._loaded.map_fds[index]
+
+    def program_fd(self, index: int) -> int:
+        assert self._loaded is not None
+        return self._loaded.prog_fds[index]
+
+    def _attaches(self) -> list[tuple[int, Attach]]:
+        return [(i, attach) for i, program in enumerate(self.bundle.programs) for attach in program.attach]
+
+    def _open_rings(self) -> None:
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake, select.EPOLLIN)
+        for index in (self.reader.ring, self.reader.control):
+            if index >= 0:
+                ring = RingReader(self.map_fd(index), self.bundle.maps[index].max_entries)
+                self._rings.append(ring)
+                self._epoll.register(ring.fd, select.EPOLLIN)
+
+    def _write_session_map(self) -> None:
+        from bpfseal.runtime import bpf
+
+        self.started_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if self.reader.session < 0:
+            return
+        value = bytearray(layout.SESSION_SIZE)
+        struct.pack_into("<QQQ", value, 0, self.started_ns, self.child.pid if self.child else 0, os.getpid())
+        offset = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        struct.pack_into("<Q", value, layout.SESSION_WALL_OFFSET_NS, offset & (1 << 64) - 1)
+        bpf.map_update(self.map_fd(self.reader.session), b"\0\0\0\0", bytes(value))
+
+    def _run_phase(self, phase: str) -> None:
+        from bpfseal.runtime.attach import run_once
+
+        for index, attach in self._attaches():
+            if attach.phase == phase and attach.kind == "test_run":
+                run_once(attach, self.program_fd(index))
+                self._drain()
+
+    def _attach_all(self) -> None:
+        from bpfseal.runtime.attach import AttachContext, attach
+
+        context = AttachContext(
+            pid=self.child.pid if self.child else self.pid,
+            child=self.child is not None,
+        )
+        for index, spec in self._attaches():
+            if self._stopping:
+                break
+            if spec.phase == "attach":
+                self._links.append(attach(spec, self.program_fd(index), context))
+                self.attached += max(1, len(spec.symbols), len(spec.offsets))
+
+    def _detach(self) -> None:
+        from bpfseal.runtime.attach import detach_all
+
+        links, self._links = self._links, []
+        if links:
+            detach_all(links)
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> bool:
+        """Handle what is in the rings now; whether there was anything."""
+        handlers = self._handlers
+        number = _EVENT.unpack_from
+        seen = False
+        for ring in self._rings:
+            for record in ring.read():
+                seen = True
+                handlers[number(record)[0]](record)
+        return seen
+
+    def _drain_all(self) -> None:
+        while self._drain():
+            pass
+        self.count_lost()
+        self.sink.idle()
+
+    def count_lost(self) -> int:
+        """Events that the kernel could not put into the ring so far; tells the sink when there are new ones."""
+        from bpfseal.runtime import bpf
+
+        if self.reader.counters >= 0:
+            values = bpf.map_lookup_percpu(self.map_fd(self.reader.counters), b"\0\0\0\0", 8)
+            total = sum(int.from_bytes(v, "little") for v in values)
+            if total > self.lost:
+                self.lost = total
+                self.sink.lost(total)
+        return self.lost
+
+    def event(self, number: int) -> EventLayout:
+        return self.reader.events[number]
+
+    # --- target --------------------------------------------------------------------------------------------------
+
+    def _watch(self, pidfd: int) -> None:
+        assert self._epoll is not None
+        self._target_fd = pidfd
+        self._epoll.register(pidfd, select.EPOLLIN)
+
+    def _target_ended(self) -> None:
+        if self.child is not None:
+            self.child.poll()
+        self._stopping = True
+
+
+def _pidfd(pid: int) -> int:
+    from bpfseal.signer.syscall import syscall
+
+    try:
+        return syscall("pidfd_open", pid, 0)
+    except OSError as error:
+        raise BpfsealError(f"cannot watch process {pid}: {error.strerror}") from None
+
+
+__all__ = ["Session", "Sink"]
