@@ -68,8 +68,10 @@ class StrLit:
 
 @dataclass(frozen=True, slots=True)
 class Builtin:
-    """A value the table gives by name: pid tid uid gid comm cpu ncpus nsecs elapsed curtask cgroup probe func
-    retval argN ("arg0") args ctx rand jiffies cpid username usermode … `table.BUILTINS` lists them with types."""
+    """A value the table gives by name, see `table.BUILTINS`: cgroup comm cpid cpu curtask elapsed gid jiffies ncpus
+    numaid pid pid_init tid tid_init rand uid usermode func retval args ctx arg0…arg9.
+
+    Not here: nsecs, kstack, ustack (always a Call with options), probe and probetype (a StrLit)."""
 
     name: str
     type: Type
@@ -228,9 +230,10 @@ class IncDec:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A function of `table.FUNCTIONS` by its name. `options` are compile-time values taken out of the arguments
-    (a format string's bytes, clock names, modes, depths), by the names the table gives them. `map` is the map
-    operand of print, clear, zero, delete, len, has_key, and `key` its key."""
+    """A function of `table.FUNCTIONS` by its name; each row's `typed` says exactly what arrives. `options` are
+    compile-time values taken out of the arguments (a format string's bytes, clock names, modes, depths), by the names
+    the table gives them. `map` is the map operand of print, clear, zero, delete, len, has_key, find, and `key` its
+    key."""
 
     name: str
     args: tuple[Expr, ...]

@@ -7,7 +7,7 @@ by address (strings, buffers, records, arrays, tuples, network addresses).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Union
 
 
@@ -18,10 +18,17 @@ class Void:
 
 @dataclass(frozen=True, slots=True)
 class Int:
-    """An integer of 8, 16, 32 or 64 bits; `name` keeps a typedef or enum name for printing."""
+    """An integer of 8, 16, 32 or 64 bits.
+
+    Two remarks of the checker ride along and take no part in comparisons; nobody after it needs them. `flexible`: the
+    value comes from non-negative literals only and takes the sign of whatever it meets. `space`: the integer is an
+    address of that space (argN, reg(), kaddr()), so that dereferencing it reads the right memory.
+    """
 
     bits: int = 64
     signed: bool = True
+    flexible: bool = field(default=False, compare=False)
+    space: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{'' if self.signed else 'u'}int{self.bits}"
@@ -183,6 +190,14 @@ class CgroupPath:
 
 
 @dataclass(frozen=True, slots=True)
+class Username:
+    """A u64 user id that prints as the user's name."""
+
+    def __str__(self) -> str:
+        return "username_t"
+
+
+@dataclass(frozen=True, slots=True)
 class Aggregate:
     """The value of a map written by an aggregation.
 
@@ -215,6 +230,7 @@ Type = Union[  # noqa: UP007 - a string forward reference in Ptr needs a runtime
     Mac,
     Timestamp,
     CgroupPath,
+    Username,
     Aggregate,
 ]
 
@@ -239,7 +255,7 @@ def size_of(type: Type) -> int:
             return size
         case Buf(capacity=capacity):
             return 4 + capacity
-        case Ptr():
+        case Ptr() | Username():
             return 8
         case Array(element=element, count=count):
             return size_of(element) * count
@@ -291,7 +307,7 @@ def tuple_layout(type: Tuple) -> tuple[tuple[int, ...], int]:
 
 def is_scalar(type: Type) -> bool:
     """Whether the compiler keeps a value of `type` in a register."""
-    return isinstance(type, Int | Bool | Enum | Ptr) or (isinstance(type, Sym) and type.space == "kernel")
+    return isinstance(type, Int | Bool | Enum | Ptr | Username) or (isinstance(type, Sym) and type.space == "kernel")
 
 
 def is_integral(type: Type) -> bool:
