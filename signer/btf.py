@@ -10,9 +10,10 @@ position of its record.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from array import array as packed
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +51,10 @@ class Btf:
     thing asked for. Nothing beyond bounds is checked: `btf_check.check_program_btf` is for bytes from strangers.
     """
 
-    def __init__(self, data: bytes, base: Btf | None = None) -> None:
+    def __init__(
+        self, data: bytes | mmap.mmap, base: Btf | None = None, positions: Sequence[int] | None = None
+    ) -> None:
+        """`positions`: what `positions()` of an equal blob returned, to spare the scan."""
         if len(data) < 24:
             raise BtfError(f"BTF of {len(data)} bytes is shorter than its header")
         magic, version, _flags, header, type_off, type_len, str_off, str_len = struct.unpack_from("<HBBIIIII", data)
@@ -71,7 +75,7 @@ class Btf:
         self._strings, self._strings_end = strings, strings + str_len
         self._first = len(base) if base is not None else 1
         self._string_first: int = base._string_first + base._strings_end - base._strings if base is not None else 0
-        self._positions: packed[int] | None = None
+        self._positions: Sequence[int] | None = positions
         self._index: dict[int, dict[int, int]] = {}
 
     # Where it comes from
@@ -240,7 +244,11 @@ class Btf:
 
     # Inside
 
-    def _offsets(self) -> packed[int]:
+    def positions(self) -> Sequence[int]:
+        """Word position of every record of this blob, by id: can be kept and given to the constructor."""
+        return self._offsets()
+
+    def _offsets(self) -> Sequence[int]:
         """Word position of every record, by id; the one scan over all types (50 ms for vmlinux)."""
         if self._positions is None:
             self._positions = _scan(self._words)
@@ -286,7 +294,7 @@ class Btf:
             while at >= 0:
                 yield at + len(lead) - self._strings + self._string_first
                 at = step(lead + wanted, at + 1, self._strings_end)
-        if self.base is not None and self.raw.startswith(wanted, self._strings):
+        if self.base is not None and self.raw[self._strings : self._strings + len(wanted)] == wanted:
             yield self._string_first  # split tables need not begin with the empty string
 
     _tags: dict[int, list[int]] | None = None
