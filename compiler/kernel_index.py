@@ -32,7 +32,7 @@ from bpfseal.signer import btf as raw
 
 _MAGIC: Final = b"bpfsBTF\2"
 _HEADER: Final = struct.Struct("=8s16sIIIIII")  # magic, identity, types, names, bytes, crc tables, crc text, crc header
-_LETTERS: Final = {
+_LETTERS: Final = {  # one letter per kind, as look-ups name it
     raw.STRUCT: "s",
     raw.UNION: "u",
     raw.ENUM: "e",
@@ -43,6 +43,13 @@ _LETTERS: Final = {
     raw.FLOAT: "i",
     raw.VAR: "v",
 }
+
+KINDS: Final = tuple(_LETTERS)
+
+
+def letter(kind: int) -> str:
+    """The kind letter of a BTF kind, empty for kinds that have no names worth finding."""
+    return _LETTERS.get(kind, "")
 
 
 @dataclass(frozen=True)
@@ -149,15 +156,15 @@ def _build(data: bytes | mmap.mmap, who: bytes) -> bytes:
     functions: set[str] = set()
     for id in range(1, len(btf)):
         kind = btf.kind(id)
-        letter = _LETTERS.get(kind)
-        if letter is None:
+        tag = letter(kind)
+        if not tag:
             continue
-        if letter == "e":
+        if tag == "e":
             pairs += (_hash("c", name) << 32 | id for name, _ in btf.enumerators(id))
         name = btf.name(id)
         if name:
-            pairs.append(_hash(letter, name) << 32 | id)
-            if letter == "f":
+            pairs.append(_hash(tag, name) << 32 | id)
+            if tag == "f":
                 functions.add(name)
     pairs.sort()
     positions = packed("I", btf.positions())
