@@ -1,0 +1,374 @@
+"""What the helper does with requests, free of sockets: verbs, rights, rates, and the audit log around every decision.
+
+Requests come in batches, those of one turn of the event loop. All of a batch's records are on disk, with one sync,
+before any of its replies exist for the outside.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from bpfseal.errors import BpfsealError
+from bpfseal.signer import protocol, seal
+from bpfseal.signer.audit import AuditError, AuditLog, Checkpointer
+from bpfseal.signer.identity import Identity
+from bpfseal.signer.keys import Keys
+from bpfseal.signer.policy import Policy
+from bpfseal.signer.seal import Outcome, Sealer
+
+CHECKPOINT_SECONDS = 60
+REFUSALS_PER_MINUTE = 60
+COUNTED_USERS = 4096
+
+
+class PolicySource(Protocol):
+    """Where the policy in force comes from (`signer.policy.PolicyFile` or a fixed one)."""
+
+    def current(self) -> Policy: ...
+
+
+@dataclass(frozen=True)
+class FixedPolicy:
+    """A policy that does not change."""
+
+    policy: Policy
+
+    def current(self) -> Policy:
+        return self.policy
+
+
+@dataclass
+class User:
+    """What the helper remembers of one uid."""
+
+    sealed: int = 0
+    refused: int = 0
+    cpu_ns: int = 0
+    minute: int = 0
+    refusals_in_minute: int = 0
+    suppressed: int = 0
+    seals: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `status` says that does not change."""
+
+    mode: str
+    pid: int
+    root: str
+    policy_name: str
+    hardening: tuple[str, ...] = ()
+
+
+class Service:
+    """Answers requests. `say` prints a line for the journal."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        keys: Keys,
+        sealer: Sealer,
+        policy: PolicySource,
+        audit: AuditLog,
+        *,
+        admins: frozenset[int],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.facts = facts
+        self._keys = keys
+        self._sealer = sealer
+        self._policy = policy
+        self._audit = audit
+        self._admins = admins
+        self._say = say
+        self._users: dict[int, User] = {}
+        self._started = self._checkpointed = time.monotonic()
+        self._root = Checkpointer(keys.root_certificate, keys.root_sign)
+        self._begun = False
+
+    # Batches -----------------------------------------------------------------------------------------------------
+
+    def handle(self, batch: Sequence[tuple[Identity, protocol.Request]]) -> list[protocol.Reply]:
+        """The replies to `batch`, in its order. Never raises for what a client sent."""
+        self._keys_tick()
+        replies: list[protocol.Reply] = [protocol.Failed(message="not handled")] * len(batch)
+        audited: list[tuple[int, Identity, Callable[[int], Outcome]]] = []
+        for index, (who, request) in enumerate(batch):
+            begin = time.thread_time_ns()
+            try:
+                if isinstance(request, protocol.Seal):
+                    audited.append((index, who, self._prepare_seal(who, request)))
+                elif isinstance(request, protocol.Rotate | protocol.Revoke):
+                    self._demand_admin(who)
+                    audited.append((index, who, self._prepare_keys(request)))
+                else:
+                    replies[index] = self._answer(who, request)
+            except BpfsealError as error:
+                replies[index] = protocol.Failed(message=error.message, hint=error.hint or "")
+            self.user(who.uid).cpu_ns += time.thread_time_ns() - begin
+        if audited:
+            self._with_records(audited, replies)
+        return replies
+
+    def _with_records(
+        self, work: list[tuple[int, Identity, Callable[[int], Outcome]]], replies: list[protocol.Reply]
+    ) -> None:
+        outcomes: list[tuple[int, Identity, Outcome]] = []
+        try:
+            with self._audit as log:
+                self._begin(log)
+                for index, who, act in work:
+                    outcome = self._act(act, log.next)
+                    if outcome.event != "refuse" or self._may_log_refusal(log, who.uid):
+                        log.add(outcome.event, _who(who) | outcome.record)
+                    outcomes.append((index, who, outcome))
+        except AuditError as error:
+            failed = protocol.Failed(message=error.message, hint=error.hint or "")
+            for index, _, _ in work:
+                replies[index] = failed
+            self._begun = self._begun and not self._audit.broken
+            self._say(error.message)
+            return
+        for index, who, outcome in outcomes:
+            replies[index] = outcome.reply
+            user = self.user(who.uid)
+            if outcome.event == "seal":
+                user.sealed += 1
+            elif outcome.event == "refuse":
+                user.refused += 1
+
+    @staticmethod
+    def _act(act: Callable[[int], Outcome], number: int) -> Outcome:
+        try:
+            return act(number)
+        except BpfsealError as error:
+            reply = protocol.Failed(message=error.message, hint=error.hint or "")
+            return Outcome(reply, "fail", {"reasons": [error.message]})
+
+    def _begin(self, log: AuditLog) -> None:
+        """The first record of this helper: who will sign from here on."""
+        if self._begun:
+            return
+        import base64
+
+        self._begun = True
+        log.add(
+            "start",
+            {
+                "mode": self.facts.mode,
+                "pid": self.facts.pid,
+                "abi": self._sealer.abi.version,
+                "algorithm": self._keys.algorithm,
+                "root": base64.b64encode(self._keys.root_certificate).decode(),
+                "root_from": self.facts.root,
+                "key": self._keys.current.id.hex(),
+                "policy": self._policy.current().digest,
+                "hardening": list(self.facts.hardening),
+            },
+        )
+
+    # Verbs -------------------------------------------------------------------------------------------------------
+
+    def _prepare_seal(self, who: Identity, request: protocol.Seal) -> Callable[[int], Outcome]:
+        examined = seal.examine(self._policy.current(), who, request.request)
+        if examined.decision is not None and examined.allowed:
+            limit = examined.decision.per_minute
+            if limit and not self._within_rate(self.user(who.uid), examined.decision.rule, limit):
+                reason = f"rule {examined.decision.rule} allows {limit} seals a minute"
+                late = replace(examined.decision, allowed=False, reasons=(reason,))
+                examined = replace(examined, decision=late)
+        if not examined.allowed:
+            return lambda number: seal.refused(examined, number)
+        return lambda number: self._sealer.seal(who, request.request, examined, number)
+
+    @staticmethod
+    def _within_rate(user: User, rule: str, limit: int) -> bool:
+        """Token bucket of one minute's worth, per uid and rule."""
+        now = time.monotonic()
+        tokens, last = user.seals.get(rule, [float(limit), now])
+        tokens = min(float(limit), tokens + (now - last) * limit / 60)
+        user.seals[rule] = [tokens - 1 if tokens >= 1 else tokens, now]
+        return tokens >= 1
+
+    def _prepare_keys(self, request: protocol.Rotate | protocol.Revoke) -> Callable[[int], Outcome]:
+        def rotate(number: int) -> Outcome:
+            try:
+                self._keys.rotate()
+            except OSError as error:
+                raise BpfsealError(f"the kernel did not take a new key: {error.strerror}") from None
+            return Outcome(
+                protocol.Done(certificate=self._keys.current.id), "rotate", {"key": self._keys.current.id.hex()}
+            )
+
+        def revoke(number: int) -> Outcome:
+            ids = [leaf.id.hex() for leaf in self._keys.live()]
+            self._keys.revoke()
+            return Outcome(protocol.Done(), "revoke", {"keys": ids})
+
+        return rotate if isinstance(request, protocol.Rotate) else revoke
+
+    def _answer(self, who: Identity, request: protocol.Request) -> protocol.Reply:
+        keys, abi = self._keys, self._sealer.abi
+        match request:
+            case protocol.Hello():
+                return protocol.Welcome(mode=self.facts.mode, pid=self.facts.pid, abi=abi.version, why=abi.why)
+            case protocol.Status():
+                return self._status(who)
+            case protocol.Certificate():
+                return protocol.CertificateReply(leaf=keys.current.certificate, root=keys.root_certificate)
+            case protocol.ListKeys():
+                return protocol.KeyList(
+                    keyring=keys.rings.leaf if keys.rings else 0,
+                    keys=tuple(
+                        protocol.KeyInfo(
+                            certificate=leaf.id,
+                            serial=leaf.ring_key,
+                            seconds_left=keys.seconds_left(leaf),
+                            signing=leaf is keys.current,
+                        )
+                        for leaf in keys.live()
+                    ),
+                )
+            case protocol.Check(request=wanted, uid=uid, gid=gid, groups=groups):
+                if uid != -1:
+                    self._demand_admin(who)
+                    who = Identity(uid=uid, gid=gid, groups=groups)
+                return seal.verdict(seal.examine(self._policy.current(), who, wanted))
+        raise BpfsealError("unknown request")
+
+    def _status(self, who: Identity) -> protocol.StatusReply:
+        keys, user = self._keys, self.user(who.uid)
+        memory = _memory()
+        admin = self._is_admin(who)
+        return protocol.StatusReply(
+            mode=self.facts.mode,
+            pid=self.facts.pid,
+            abi=self._sealer.abi.version,
+            why=self._sealer.abi.why,
+            algorithm=keys.algorithm,
+            root=self.facts.root,
+            keyring=keys.rings.leaf if keys.rings else 0,
+            certificate=keys.current.id,
+            leaf_seconds=keys.life,
+            leaf_left=keys.seconds_left(keys.current),
+            revoked=keys.revoked,
+            policy=self._policy.current().digest if admin else "",
+            policy_trouble=str(getattr(self._policy, "trouble", "") or "") if admin else "",
+            audit=self._audit.path if admin else "",
+            head=self._audit.next - 1 if admin else 0,
+            head_hash=self._audit.head if admin else "",
+            sealed=user.sealed,
+            refused=user.refused,
+            uptime=int(time.monotonic() - self._started),
+            rss_kib=memory.get("VmRSS", 0),
+            locked_kib=memory.get("VmLck", 0),
+            hardening=self.facts.hardening,
+            totals=tuple(self._totals().items()) if admin else (),
+        )
+
+    def _totals(self) -> dict[str, int]:
+        users = self._users.values()
+        return {
+            "sealed": sum(u.sealed for u in users),
+            "refused": sum(u.refused for u in users),
+            "suppressed": sum(u.suppressed for u in users),
+            "users": len(self._users),
+        }
+
+    # Rights, users, rates ----------------------------------------------------------------------------------------
+
+    def _is_admin(self, who: Identity) -> bool:
+        return self.facts.mode == "private" or who.uid in self._admins
+
+    def _demand_admin(self, who: Identity) -> None:
+        if not self._is_admin(who):
+            raise BpfsealError("only an administrator of the signing helper may ask this", hint="run it as root")
+
+    def user(self, uid: int) -> User:
+        user = self._users.get(uid)
+        if user is None:
+            if len(self._users) >= COUNTED_USERS:
+                self._users.pop(next(iter(self._users)))
+            user = self._users[uid] = User()
+        return user
+
+    def _may_log_refusal(self, log: AuditLog, uid: int) -> bool:
+        """Whether this refusal gets a record of its own. A flood of them is one record with a count."""
+        user, minute = self.user(uid), int(time.monotonic() // 60)
+        if minute != user.minute:
+            if user.suppressed:
+                log.add("refusals", {"uid": uid, "not_recorded": user.suppressed})
+            user.minute, user.refusals_in_minute, user.suppressed = minute, 0, 0
+        user.refusals_in_minute += 1
+        if user.refusals_in_minute <= REFUSALS_PER_MINUTE:
+            return True
+        user.suppressed += 1
+        return False
+
+    def note(self, event: str, uid: int, fields: dict[str, Any]) -> None:
+        """A record about something that is not a request, e.g. a message by a process that did not connect."""
+        try:
+            with self._audit as log:
+                self._begin(log)
+                if self._may_log_refusal(log, uid):
+                    log.add(event, fields)
+        except AuditError as error:
+            self._say(error.message)
+
+    # Time --------------------------------------------------------------------------------------------------------
+
+    def _keys_tick(self) -> None:
+        try:
+            happened = self._keys.tick()
+        except OSError as error:
+            self._say(f"key rotation failed: {error.strerror}")
+            return
+        if happened:
+            self.note("rotate", -1, {"key": self._keys.current.id.hex(), "why": happened})
+
+    def tick(self) -> None:
+        """To be called every second or so: key lifetimes, checkpoints."""
+        self._keys_tick()
+        due = time.monotonic() - self._checkpointed >= CHECKPOINT_SECONDS and self._audit.records_since_checkpoint
+        if due or self._audit.checkpoint_due():
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        self._checkpointed = time.monotonic()
+        try:
+            seq, head = self._audit.checkpoint(self._root)
+        except AuditError as error:
+            self._say(error.message)
+            return
+        self._say(f"audit checkpoint: record {seq}, hash {head}")
+
+    def close(self) -> None:
+        """Last records, keys out of the kernel."""
+        if self._begun and not self._audit.broken:
+            try:
+                with self._audit as log:
+                    log.add("stop", {"pid": self.facts.pid} | self._totals())
+            except AuditError as error:
+                self._say(error.message)
+            else:
+                self.checkpoint()
+        self._keys.close()
+        self._audit.close()
+
+
+def _who(who: Identity) -> dict[str, Any]:
+    return {"uid": who.uid, "gid": who.gid, "pid": who.pid, "cgroup": who.cgroup_path or str(who.cgroup_id)}
+
+
+def _memory() -> dict[str, int]:
+    """VmRSS and VmLck of this process in KiB."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            pairs = (line.split()[:2] for line in file if line.startswith(("VmRSS:", "VmLck:")))
+            return {name[:-1]: int(value) for name, value in pairs}
+    except OSError:
+        return {}
