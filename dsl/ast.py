@@ -257,7 +257,8 @@ class ExprStatement:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """`target op value`; op "=" or a compound one ("+=" …). Target: Variable, Map, or (for the message) anything."""
+    """`target op value`; op "=" or a compound one ("+=" …). Target: Variable, Map, or (only with "=") Identifier("_"),
+    which discards the value."""
 
     target: Expr
     op: str
@@ -357,7 +358,8 @@ Statement = Union[  # noqa: UP007 - forward references
 
 @dataclass(frozen=True, slots=True)
 class AttachPoint:
-    """One attach point as written, quotes resolved: "kprobe:vfs_read+4". Split and canonicalised by `dsl.points`."""
+    """One attach point as written, quotes included: `kprobe:vfs_read+4`, `uprobe:"/opt/my app":main`. Split and
+    canonicalised by `dsl.points`."""
 
     text: str
     span: Span = NOWHERE
@@ -388,11 +390,11 @@ class Macro:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """`fn name($a : type, …) : type { … }`."""
+    """`fn name($a : type, …) : type { … }`; names of parameters without the dollar."""
 
     name: str
-    params: tuple[tuple[str, TypeName], ...]
-    returns: TypeName
+    params: tuple[tuple[str, TypeName | TypeOf], ...]
+    returns: TypeName | TypeOf
     body: Block
     span: Span = NOWHERE
 
