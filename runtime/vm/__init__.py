@@ -1,0 +1,14 @@
+"""Test machines: stock Debian kernels under QEMU, with this machine's own root file system.
+
+from bpfseal.runtime import vm
+result = vm.run("7.3", command=["uname", "-r"])
+with vm.boot("6.18") as machine:
+    machine.run(["modprobe", "veth"])
+"""
+
+from __future__ import annotations
+
+from .machine import Machine, boot, run
+from .result import VmError, VmResult, VmTimeout, VmUnavailable
+
+__all__ = ["Machine", "VmError", "VmResult", "VmTimeout", "VmUnavailable", "boot", "run"]

@@ -1,0 +1,1 @@
+"""The part that runs inside the test kernel: stdlib only, started as process 1."""
