@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+import msgspec
+
 from bpfseal.signer.asm import PSEUDO_MAP_IDX, Asm, R
 from bpfseal.signer.bundle import Attach, Attributes, Bundle, MapSpec, ProgramSpec
 
@@ -84,6 +86,15 @@ def small() -> Bundle:
     ring = MapSpec(name="ring", type=RINGBUF, key_size=0, value_size=0, max_entries=4096)
     maps = (counter_map(start=40), ring, counter_map("limit", 7, frozen=True))
     return bundle((program("count_and_tell", counting_and_telling(0, 1)),), maps)
+
+
+def named(sample: Bundle, suffix: str) -> Bundle:
+    """The same with `suffix` at the end of every name."""
+    return msgspec.structs.replace(
+        sample,
+        programs=tuple(msgspec.structs.replace(p, name=p.name[:8] + suffix) for p in sample.programs),
+        maps=tuple(msgspec.structs.replace(m, name=m.name[:8] + suffix) for m in sample.maps),
+    )
 
 
 def many(maps: int, programs: int) -> Bundle:

@@ -17,6 +17,7 @@ import pytest
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import loader_blob as blob
 from bpfseal.signer.asm import Asm, R
+from bpfseal.signer.bundle import Bundle
 from bpfseal.signer.loader import ExclField, Loader, LoadResult, Stage, Terms, emit, make_context, parse_context
 from tests.loader import samples
 
@@ -97,7 +98,7 @@ def test_one_changed_byte_of_metadata_changes_the_v1_loader_only() -> None:
     assert emit(sample, terms).signed_bytes(1) == emit(sample, terms).insns
 
 
-def replace_initial(sample: samples.Bundle) -> samples.Bundle:
+def replace_initial(sample: Bundle) -> Bundle:
     return samples.bundle(sample.programs, (samples.counter_map(start=41), *sample.maps[1:]))
 
 
@@ -114,7 +115,7 @@ def test_size_of_a_thousand() -> None:
     assert len(loader.insns) < 20_000
 
 
-def one_map(**members: object) -> samples.Bundle:
+def one_map(**members: object) -> Bundle:
     """A bundle with one array map, some of its members changed."""
     return samples.bundle((), (msgspec.structs.replace(samples.counter_map(), **members),))
 
@@ -130,7 +131,7 @@ def one_map(**members: object) -> samples.Bundle:
         (one_map(initial=b"1"), 0, "1 bytes of initial contents for 8"),
     ],
 )
-def test_refused(bundle: samples.Bundle, abi: int, message: str) -> None:
+def test_refused(bundle: Bundle, abi: int, message: str) -> None:
     with pytest.raises(BpfsealError, match=message):
         emit(bundle, Terms(abi=abi))
 
@@ -150,7 +151,7 @@ def test_parse_context() -> None:
 def test_terms_leave_out_what_is_not_asked() -> None:
     full = emit(samples.tiny(), TERMS["abi2"])
     for change in ({"uid": None}, {"tgid": None}, {"deadline_ns": 0}):
-        assert len(emit(samples.tiny(), replace(TERMS["abi2"], **change)).insns) < len(full.insns)  # type: ignore[arg-type]
+        assert len(emit(samples.tiny(), replace(TERMS["abi2"], **change)).insns) < len(full.insns)
 
 
 def test_assembler_limits() -> None:

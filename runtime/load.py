@@ -1,0 +1,297 @@
+"""From a SealedBundle to descriptors of maps and programs.
+
+The sequence (kernel tree, Documentation/bpf/signing.rst; the loader itself is described in `signer.loader`):
+metadata map, exclusive to the loader → contents → freeze → (ABI 1) ask for its hash → load the loader with the
+signature → run it once → read the descriptors from its context → close loader and map.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+from bpfseal.errors import BpfsealError
+from bpfseal.runtime import bpf
+from bpfseal.signer.bundle import Bundle, SealedBundle
+from bpfseal.signer.loader import BPF_F_SLEEPABLE, PROG_TYPE_SYSCALL, LoadResult, Stage, make_context, parse_context
+
+# What the verifier says no with. 524 is ENOTSUPP, a kernel-internal number that gets out.
+_VERDICTS = frozenset((errno.EACCES, errno.EINVAL, errno.E2BIG, errno.EFAULT, errno.ENOENT, errno.ESRCH, 524))
+_LOG_BYTES = 16 << 20
+_SPARE_FDS = 64
+
+
+class VerifierRejected(BpfsealError):
+    """The verifier refused a program. `program` is its name, `code` the errno, `log` what the verifier said."""
+
+    def __init__(self, program: str, code: int, log: str) -> None:
+        self.program = program
+        self.code = code
+        self.log = log
+        reason = _last_words(log) or os.strerror(code)
+        super().__init__(
+            f"the kernel's verifier refused program {program}: {reason} [{errno_name(code)}]",
+            hint="-v shows the verifier's log" if log else None,
+        )
+
+
+class LoadRefused(BpfsealError):
+    """The kernel or the loader refused for another reason. `code` is the errno, `stage` where."""
+
+    def __init__(self, message: str, code: int, stage: Stage, *, hint: str | None = None) -> None:
+        super().__init__(f"{message} [{errno_name(code)}]", hint=hint)
+        self.code = code
+        self.stage = stage
+
+
+@dataclass
+class Loaded:
+    """Descriptors in the order of `Bundle.maps` and `Bundle.programs`; `close()` gives them back."""
+
+    map_fds: list[int]
+    prog_fds: list[int]
+
+    def close(self) -> None:
+        for fds in (self.prog_fds, self.map_fds):
+            while fds:
+                os.close(fds.pop())
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def seal_locally(bundle: Bundle) -> SealedBundle:
+    """A loader without signature, helper or record: for `--signing=off`."""
+    from bpfseal.signer.loader import Terms, emit
+
+    loader = emit(bundle, Terms(abi=0))
+    return SealedBundle(
+        loader=loader.insns,
+        metadata=loader.metadata,
+        signature=b"",
+        abi=0,
+        keyring=0,
+        certificate=b"",
+        record=0,
+        ctx_size=loader.ctx_size,
+        deadline_ns=0,
+    )
+
+
+def load(bundle: Bundle, sealed: SealedBundle, *, log_level: int = 0) -> Loaded:
+    """Load what was sealed. Nothing is left in the kernel on failure.
+
+    A rejected program is tried a second time with the verifier's log on (at `log_level`, at least 1), since a log
+    slows every load. Raises VerifierRejected, LoadRefused.
+    """
+    _room_for(len(bundle.maps) + len(bundle.programs))
+    for _ in range(10):
+        result = _run(bundle, sealed)
+        if result.errno != errno.EAGAIN:  # EAGAIN: the verifier saw a signal pending
+            break
+    if result.stage == Stage.DONE:
+        return Loaded(list(result.map_fds), list(result.prog_fds))
+    if result.stage == Stage.PROGRAM and result.errno in _VERDICTS:
+        with _log_buffer() as buffer:
+            again = _run(bundle, sealed, log=buffer, log_level=max(log_level, 1))
+            if again.stage == Stage.DONE:
+                return Loaded(list(again.map_fds), list(again.prog_fds))
+            text = ctypes.string_at(ctypes.addressof(buffer)).decode(errors="replace")
+        # An empty log means that the attributes were refused before the verifier had a look.
+        if again.stage == Stage.PROGRAM and text:
+            code = result.errno if again.errno == errno.ENOSPC else again.errno  # ENOSPC: the log was cut
+            raise VerifierRejected(bundle.programs[again.index].name, code, text)
+        result = again
+    raise _refused(bundle, sealed, result)
+
+
+def _run(
+    bundle: Bundle, sealed: SealedBundle, *, log: ctypes.Array[ctypes.c_char] | None = None, log_level: int = 0
+) -> LoadResult:
+    """The sequence once. A fresh metadata map each time: one is good for one run. Raises LoadRefused if the loader
+    does not get to run."""
+    with _metadata_map(sealed) as meta:
+        try:
+            loader = bpf.prog_load(
+                PROG_TYPE_SYSCALL,
+                sealed.loader,
+                flags=BPF_F_SLEEPABLE,
+                name=b"bpfseal_loader",
+                fds=(meta,),
+                bind_fds=sealed.abi == 2,
+                signature=sealed.signature,
+                keyring=sealed.keyring,
+            )
+        except OSError as error:
+            raise _loader_refused(sealed, error) from None
+        address = ctypes.addressof(log) if log is not None else 0
+        context = make_context(sealed.ctx_size, address, len(log) if log is not None else 0, log_level)
+        try:
+            returned, context = bpf.prog_run(loader, context)
+        except OSError as error:
+            raise LoadRefused("the loader could not be run", error.errno or 0, Stage.CHECK) from None
+        finally:
+            os.close(loader)
+    result = parse_context(context, len(bundle.maps), len(bundle.programs))
+    if result.stage == Stage.CHECK:  # refused by its own terms: only the return value says why
+        return LoadResult((), (), Stage.CHECK, 0, -returned)
+    return result
+
+
+@contextmanager
+def _metadata_map(sealed: SealedBundle) -> Iterator[int]:
+    """The frozen metadata map; exclusive to the loader where the kernel verifies (ABI 0: such a map may be unknown)."""
+    import hashlib
+
+    exclusive = hashlib.sha256(sealed.loader).digest() if sealed.abi else b""
+    size = len(sealed.metadata)
+    try:
+        fd = bpf.map_create(bpf.MAP_ARRAY, 4, size, 1, name=b"bpfseal_meta", excl_prog_hash=exclusive)
+    except OSError as error:
+        code = error.errno or 0
+        raise LoadRefused("the loader's metadata map was refused", code, Stage.CHECK, hint=_hint(code)) from None
+    try:
+        bpf.map_update(fd, bytes(4), sealed.metadata)
+        bpf.map_freeze(fd)
+        if sealed.abi == 1:
+            bpf.map_hash(fd)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _log_buffer() -> Iterator[ctypes.Array[ctypes.c_char]]:
+    """Zeroed memory that costs only what the verifier writes."""
+    memory = mmap.mmap(-1, _LOG_BYTES)
+    buffer = (ctypes.c_char * _LOG_BYTES).from_buffer(memory)
+    try:
+        yield buffer
+    finally:
+        del buffer
+        try:
+            memory.close()
+        except BufferError:  # an exception's traceback still holds the view; the collector ends both
+            pass
+
+
+def _room_for(objects: int) -> None:
+    """Raise the soft limit of open files where the bundle needs more; EMFILE is reported when even that is too low."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = objects + _SPARE_FDS + len(os.listdir("/proc/self/fd"))
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+
+
+# Errors
+
+
+def errno_name(code: int) -> str:
+    """ "EACCES 13"."""
+    if code == 524:
+        return "ENOTSUPP 524"
+    return f"{errno.errorcode.get(code, 'errno')} {code}"
+
+
+def _hint(code: int) -> str | None:
+    if code == errno.EPERM:
+        if os.geteuid() != 0:
+            return "run as root, or with CAP_BPF and CAP_PERFMON"
+        return "an LSM or lockdown forbids it: `bpfseal doctor` says what this kernel permits"
+    if code == errno.EMFILE:
+        return "raise the limit of open files (ulimit -n)"
+    return None
+
+
+_LOADER_MESSAGES = {
+    errno.EKEYREJECTED: (
+        "the kernel refused the signature: it is not one of this loader and metadata",
+        "`bpfseal doctor` shows the signing ABI of this kernel",
+    ),
+    errno.ENOKEY: ("the signing key is not in the keyring the bundle was sealed for", "seal it again"),
+    errno.EKEYEXPIRED: ("the key that sealed this bundle has expired", "seal it again"),
+    errno.EKEYREVOKED: ("the key that sealed this bundle was revoked", "seal it again"),
+    errno.EBADMSG: ("the kernel cannot read the signature", None),
+    errno.ENOPKG: ("this kernel lacks the algorithm of the signature", None),
+    errno.EOPNOTSUPP: ("this kernel was built without verification of BPF signatures", "use --signing=auto"),
+}
+
+
+def _loader_refused(sealed: SealedBundle, error: OSError) -> LoadRefused:
+    code = error.errno or 0
+    if sealed.signature:
+        if code in _LOADER_MESSAGES:
+            message, hint = _LOADER_MESSAGES[code]
+            return LoadRefused(message, code, Stage.CHECK, hint=hint)
+        if code == errno.EINVAL:
+            return LoadRefused(
+                "the keyring the bundle was sealed for is gone", code, Stage.CHECK, hint="the helper ended: seal again"
+            )
+    elif code == errno.EPERM and os.geteuid() == 0:
+        return LoadRefused(
+            "the kernel refused the unsigned loader",
+            code,
+            Stage.CHECK,
+            hint="does it require signatures (`bpfseal enforce status`)? Leave --signing at auto",
+        )
+    return LoadRefused("the kernel refused the loader", code, Stage.CHECK, hint=_hint(code))
+
+
+_CHECK_MESSAGES = {
+    errno.EINVAL: "the loader refused: its metadata is not what was sealed",
+    errno.EKEYEXPIRED: "the seal of this bundle has expired",
+    errno.EPERM: "this bundle was sealed for another user",
+    errno.ESRCH: "this bundle was sealed for another process",
+    errno.EALREADY: "this bundle was loaded already",
+}
+
+
+def _refused(bundle: Bundle, sealed: SealedBundle, result: LoadResult) -> LoadRefused:
+    code, stage = result.errno, result.stage
+    hint = _hint(code)
+    if stage == Stage.CHECK:
+        message = _CHECK_MESSAGES.get(code, "the loader refused")
+        return LoadRefused(message, code, stage, hint="seal it again" if code in _CHECK_MESSAGES else None)
+    if stage == Stage.BTF:
+        return LoadRefused("the kernel refused the bundle's type information", code, stage, hint=hint)
+    if stage == Stage.PROGRAM:
+        program = bundle.programs[result.index]
+        what = f" on {program.attach_btf}" if program.attach_btf else ""
+        return LoadRefused(f"the kernel refused program {program.name}{what}", code, stage, hint=hint)
+    if stage == Stage.TARGET:
+        program = bundle.programs[result.index]
+        return LoadRefused(f"no function {program.attach_btf} in module {program.attach_module}", code, stage)
+    kinds = {Stage.MAP: bundle.maps, Stage.INITIAL: [m for m in bundle.maps if m.initial]}
+    spec = kinds.get(stage, [m for m in bundle.maps if m.frozen])[result.index]
+    size = f" ({spec.max_entries} entries of {spec.key_size}+{spec.value_size} bytes)"
+    what = {Stage.MAP: "refused map", Stage.INITIAL: "refused the contents of map", Stage.FREEZE: "cannot freeze map"}[
+        stage
+    ]
+    if code in (errno.ENOMEM, errno.E2BIG) and stage == Stage.MAP:
+        hint = "make it smaller: fewer entries (max_map_keys) or a smaller ring (perf_rb_pages)"
+    return LoadRefused(f"the kernel {what} {spec.name}{size}", code, stage, hint=hint)
+
+
+_NOISE = ("processed ", "verification time", "stack depth", "mark_precise", "from ", "func#", "; ")
+
+
+def _last_words(log: str) -> str:
+    """The verifier's reason: the last line that is neither statistics nor a state dump."""
+    for line in reversed(log.strip().splitlines()):
+        text = line.strip()
+        if text and not text.startswith(_NOISE) and not text[0].isdigit():
+            return text
+    return ""
