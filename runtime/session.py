@@ -1,11 +1,11 @@
 """A running trace: owns every kernel object of one loaded bundle, and closes them all.
 
-    with Session(bundle, sealed, sink=…) as session:
-        session.start()
+    with Session(bundle, sealed) as session:
+        session.start(sink)
         session.run()
 
-Order of life, as in bpftrace: load, BEGIN, attach, let the -c child go, events until exit()/stop()/end of target, detach,
-END, the rest of the rings, then the maps are read. Nothing is pinned; a killed process leaves nothing behind.
+Order of life, as in bpftrace: load, BEGIN, attach, let the -c child go, events until exit()/stop()/end of the target,
+detach, END, the rest of the rings, then the maps are read. Nothing is pinned; a killed process leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Protocol
 from bpfseal.compiler import layout
 from bpfseal.compiler.layout import EventLayout, Reader
 from bpfseal.errors import BpfsealError
+from bpfseal.runtime.load import Loaded, load
+from bpfseal.runtime.maps import Maps
 from bpfseal.runtime.ring import RingReader
 from bpfseal.signer.bundle import Attach, Bundle, SealedBundle
 
@@ -50,7 +52,6 @@ class Session:
         self,
         bundle: Bundle,
         sealed: SealedBundle,
-        sink: Sink,
         *,
         pid: int = 0,
         command: str | None = None,
@@ -59,12 +60,11 @@ class Session:
         """Load the bundle; nothing runs yet. Raises BpfsealError (VerifierRejected and others)."""
         from bpfseal.compiler.layout import decode
         from bpfseal.runtime.child import Child
-        from bpfseal.runtime.load import load
 
         self.bundle = bundle
         self.sealed = sealed
         self.reader: Reader = decode(bundle.reader)
-        self.sink = sink
+        self.sink: Sink | None = None
         self.status = 0
         self.started_ns = 0
         self.attached = 0
@@ -78,11 +78,13 @@ class Session:
         self._target_fd = -1
         self.pid = pid
         self.child: Child | None = None
-        self._loaded = None
+        self._handlers: list[Callable[[memoryview], None]] = []
+        self._loaded: Loaded | None = None
         try:
             if command is not None:
                 self.child = Child(command)
             self._loaded = load(bundle, sealed, log_level=log_level)
+            self.maps = Maps(self.reader, self._loaded.map_fds)
             self._open_rings()
         except BaseException:
             self.close()
@@ -90,10 +92,11 @@ class Session:
 
     # --- life ----------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, sink: Sink) -> None:
         """Run BEGIN, attach everything, let the child go. Raises BpfsealError, after which `close()` is due."""
+        self.sink = sink
         self._write_session_map()
-        self._handlers = self.sink.bind(self)
+        self._handlers = sink.bind(self)
         self._run_phase("begin")
         self._attach_all()
         if self.child is not None:
@@ -123,7 +126,7 @@ class Session:
                 elif fd == self._target_fd:
                     self._target_ended()
             self._drain()
-        self.sink.idle()
+        self._idle()
         return not self._stopping
 
     def stop(self, status: int = 0) -> None:
@@ -253,7 +256,11 @@ class Session:
         while self._drain():
             pass
         self.count_lost()
-        self.sink.idle()
+        self._idle()
+
+    def _idle(self) -> None:
+        if self.sink is not None:
+            self.sink.idle()
 
     def count_lost(self) -> int:
         """Events that the kernel could not put into the ring so far; tells the sink when there are new ones."""
@@ -264,7 +271,8 @@ class Session:
             total = sum(int.from_bytes(v, "little") for v in values)
             if total > self.lost:
                 self.lost = total
-                self.sink.lost(total)
+                if self.sink is not None:
+                    self.sink.lost(total)
         return self.lost
 
     def event(self, number: int) -> EventLayout:

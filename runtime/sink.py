@@ -1,0 +1,174 @@
+"""From event records to an Output: builds one handler per event site of a session."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bpfseal.compiler.layout import EventLayout, Shape
+from bpfseal.runtime.render.printf import compile_format
+from bpfseal.runtime.values import Buffer, SymbolValue, decoder
+
+if TYPE_CHECKING:
+    from bpfseal.runtime.maps import MapContents
+    from bpfseal.runtime.session import Session
+
+Handler = Callable[[memoryview], None]
+
+
+class Output(Protocol):
+    """One way of writing what a trace has to say. Strings carry undecodable bytes as surrogate escapes."""
+
+    def printf(self, text: str) -> None: ...
+
+    def message(self, kind: str, text: str) -> None:
+        """`kind`: time, join, cat, syscall (the output of system())."""
+
+    def value(self, value: Any, shape: Shape) -> None: ...
+
+    def map(self, contents: MapContents) -> None: ...
+
+    def diagnostic(self, kind: str, text: str, where: str) -> None:
+        """`kind`: errorf, warnf, or the helper error's text."""
+
+    def attached(self, probes: int) -> None: ...
+
+    def lost(self, events: int) -> None: ...
+
+    def text(self, value: Any, shape: Shape) -> str:
+        """A value inside a format string."""
+
+    def flush(self) -> None: ...
+
+
+class OutputSink:
+    """The session's sink: decodes, acts on maps, stops the trace, hands the rest to `output`."""
+
+    def __init__(self, output: Output, *, allow_system: bool = False) -> None:
+        self.output = output
+        self.allow_system = allow_system
+
+    def bind(self, session: Session) -> list[Handler]:
+        return [self._handler(session, event) for event in session.reader.events]
+
+    def lost(self, total: int) -> None:
+        self.output.lost(total)
+
+    def idle(self) -> None:
+        self.output.flush()
+
+    def _handler(self, session: Session, event: EventLayout) -> Handler:
+        build = getattr(self, f"_on_{event.action}", None)
+        if build is None:
+            raise ValueError(f"no handler for event {event.action!r}")
+        handler: Handler = build(session, event)
+        return handler
+
+    def _format(self, session: Session, event: EventLayout) -> Callable[[Buffer], str]:
+        return compile_format(event.format, event.fields, session.reader.enums, self.output.text)
+
+    def _on_printf(self, session: Session, event: EventLayout) -> Handler:
+        write, text = self.output.printf, self._format(session, event)
+        return lambda record: write(text(record))
+
+    def _on_errorf(self, session: Session, event: EventLayout) -> Handler:
+        text, action = self._format(session, event), event.action
+        return lambda record: self.output.diagnostic(action, text(record), event.where)
+
+    _on_warnf = _on_errorf
+
+    def _on_print(self, session: Session, event: EventLayout) -> Handler:
+        field = event.fields[0]
+        decode = decoder(field.shape, session.reader.enums)
+        return lambda record: self.output.value(decode(record, field.offset), field.shape)
+
+    def _on_print_map(self, session: Session, event: EventLayout) -> Handler:
+        top, div = int(event.options.get("top", 0)), int(event.options.get("div", 0))
+        return lambda record: self.output.map(session.maps[event.map].contents(top=top, div=div))
+
+    def _on_clear(self, session: Session, event: EventLayout) -> Handler:
+        return lambda record: session.maps[event.map].clear()
+
+    def _on_zero(self, session: Session, event: EventLayout) -> Handler:
+        return lambda record: session.maps[event.map].zero()
+
+    def _on_exit(self, session: Session, event: EventLayout) -> Handler:
+        if not event.fields:
+            return lambda record: session.stop()
+        field = event.fields[0]
+        decode = decoder(field.shape, session.reader.enums)
+        return lambda record: session.stop(int(decode(record, field.offset)) & 0xFF)
+
+    def _on_time(self, session: Session, event: EventLayout) -> Handler:
+        format = event.format.decode("utf-8", "surrogateescape")
+        return lambda record: self.output.message("time", time.strftime(format))
+
+    def _on_join(self, session: Session, event: EventLayout) -> Handler:
+        fields = [(f.offset, decoder(f.shape, session.reader.enums)) for f in event.fields]
+        separator = event.format.decode("utf-8", "surrogateescape")
+
+        def join(record: memoryview) -> None:
+            words = [decode(record, at) for at, decode in fields]
+            while words and not words[-1]:
+                words.pop()
+            self.output.message("join", separator.join(words) + "\n")
+
+        return join
+
+    def _on_cat(self, session: Session, event: EventLayout) -> Handler:
+        path = self._format(session, event)
+        limit = int(session.reader.config.get("max_cat_bytes", 10240))
+        return lambda record: self._cat(path(record), limit, event.where)
+
+    def _cat(self, path: str, limit: int, where: str) -> None:
+        try:
+            with open(os.fsencode(path), "rb") as file:
+                data = file.read(limit)
+        except OSError as error:
+            self.output.diagnostic("errorf", f"failed to open file {path!r}: {error.strerror}\n", where)
+            return
+        self.output.message("cat", data.decode("utf-8", "surrogateescape"))
+
+    def _on_system(self, session: Session, event: EventLayout) -> Handler:
+        command = self._format(session, event)
+        return lambda record: self._system(command(record), event.where)
+
+    def _system(self, command: str, where: str) -> None:
+        # The compiler lets system() through only with --unsafe; a bundle from elsewhere is held to it here.
+        if not self.allow_system:
+            self.output.diagnostic("errorf", "system() needs --unsafe\n", where)
+            return
+        self.output.flush()
+        done = subprocess.run(["/bin/sh", "-c", os.fsencode(command)], stdout=subprocess.PIPE, check=False)
+        self.output.message("syscall", done.stdout.decode("utf-8", "surrogateescape"))
+
+    def _on_runtime_error(self, session: Session, event: EventLayout) -> Handler:
+        code = struct.Struct("<i")
+        name = str(event.options.get("helper", ""))
+        offset = event.fields[0].offset
+
+        def failed(record: memoryview) -> None:
+            number = code.unpack_from(record, offset)[0]
+            reason = os.strerror(-number) if number < 0 else str(number)
+            self.output.diagnostic("runtime_error", f"{name}: {reason} ({number})", event.where)
+
+        return failed
+
+    def _on_watchpoint(self, session: Session, event: EventLayout) -> Handler:
+        return lambda record: None
+
+    _on_unwatch = _on_watchpoint
+
+    def _on_skboutput(self, session: Session, event: EventLayout) -> Handler:
+        from bpfseal.runtime.pcap import PacketFile
+
+        packets = PacketFile(event.format.decode("utf-8", "surrogateescape"))
+        field = event.fields[0]
+        return lambda record: packets.write(record[field.offset :])
+
+
+__all__ = ["Output", "OutputSink", "SymbolValue"]

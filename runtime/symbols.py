@@ -1,0 +1,95 @@
+"""Addresses to names through bcc's symbol caches (libbcc), loaded when the first address is shown.
+
+bcc comes as a Debian package (python3-bpfcc) and not from PyPI, so it is looked for in Debian's folder too, with the
+rest of that folder kept out of the way. Without it addresses print as numbers, and that is said once.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any
+
+_DEBIAN = "/usr/lib/python3/dist-packages"
+
+
+@cache
+def _bcc() -> Any:
+    """The bcc module or None."""
+    try:
+        import bcc
+    except ImportError:
+        sys.path.append(_DEBIAN)
+        try:
+            import bcc
+        except (ImportError, OSError):
+            sys.stderr.write("bpfseal: note: no symbols: install python3-bpfcc to see names instead of addresses\n")
+            return None
+        finally:
+            sys.path.remove(_DEBIAN)
+    except OSError:
+        return None
+    return bcc
+
+
+class Symbols:
+    """Resolves kernel and user addresses; caches one symbol table per process."""
+
+    def __init__(self, *, demangle: bool = True) -> None:
+        self._demangle = demangle
+        self._caches: dict[int, Any] = {}
+        self._known: dict[tuple[int, int], tuple[str, int, str]] = {}
+
+    def resolve(self, address: int, pid: int = -1) -> tuple[str, int, str]:
+        """(name, offset into it, module) of an address; pid -1 for the kernel. Name "" when unknown."""
+        known = self._known.get((pid, address))
+        if known is None:
+            known = self._known[pid, address] = self._look_up(address, pid)
+        return known
+
+    def _look_up(self, address: int, pid: int) -> tuple[str, int, str]:
+        cache = self._cache(pid)
+        if cache is None:
+            return "", 0, ""
+        name, offset, module = cache.resolve(address, self._demangle)
+        return (
+            name.decode("utf-8", "surrogateescape") if name else "",
+            int(offset or 0),
+            module.decode("utf-8", "surrogateescape") if module else "",
+        )
+
+    def _cache(self, pid: int) -> Any:
+        if pid not in self._caches:
+            bcc = _bcc()
+            self._caches[pid] = bcc.SymbolCache(pid) if bcc is not None else None
+        return self._caches[pid]
+
+    def kernel(self, address: int, *, offset: bool = False) -> str:
+        """ "name" or "name+offset"; an unknown address as 0x…."""
+        name, away, _ = self.resolve(address)
+        if not name:
+            return f"0x{address:x}" if address else "0"
+        return f"{name}+{away}" if offset else name
+
+    def user(self, address: int, pid: int, *, offset: bool = False) -> str:
+        """As `kernel`, for process `pid`."""
+        name, away, _ = self.resolve(address, pid)
+        if not name:
+            return f"0x{address:x}"
+        return f"{name}+{away}" if offset else name
+
+
+def stack_text(symbols: Symbols, space: str, mode: str, frames: list[int], pid: int) -> str:
+    """A stack in one of bpftrace's modes, from the newline in front to the last line's."""
+    lines = ["\n"]
+    for address in frames:
+        if mode == "raw":
+            lines.append(f"{address:x}\n")
+            continue
+        text = symbols.kernel(address, offset=True) if space == "kernel" else symbols.user(address, pid, offset=True)
+        if mode == "perf":
+            module = symbols.resolve(address, pid)[2] or "[unknown]" if space == "user" else ""
+            lines.append(f"\t{address:x} {text}{f' ({module})' if space == 'user' else ''}\n")
+        else:
+            lines.append(f"        {text}\n")
+    return "".join(lines)

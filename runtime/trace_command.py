@@ -1,0 +1,128 @@
+"""The trace behind `bpfseal -e …` and `bpfseal FILE`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import TextIO
+
+from bpfseal.errors import BpfsealError
+from bpfseal.runtime.build import Built, Request, build, read_source
+from bpfseal.runtime.options import Options
+from bpfseal.runtime.sealing import Sealer, Signing
+from bpfseal.runtime.session import Session
+
+
+def main(options: Options) -> int:
+    """Run the trace; its exit status. Raises BpfsealError."""
+    request = _request(options)
+    with Sealer(Signing(options.signing, options.policy, options.lifetime, options.unsafe)) as sealer:
+        # The helper starts while the compiler works.
+        if not options.debug:
+            sealer.start()
+        built = build(request)
+        for warning in built.warnings if options.warnings else ():
+            sys.stderr.write(warning + "\n")
+        if options.debug and options.mode != "codegen":
+            return 0
+        sealed = sealer.seal(built.data, quiet=options.quiet)
+        return _run(options, built, sealer, sealed)
+
+
+def _request(options: Options) -> Request:
+    text, name, path = options.program or "", "stdin", None
+    if options.program is None:
+        assert options.file is not None
+        text, name = read_source(options.file)
+        path = None if options.file == "-" else os.path.abspath(options.file)
+    return Request(
+        text=text,
+        name=name,
+        path=path,
+        params=tuple(options.params),
+        pid=options.pid,
+        command=options.command,
+        unsafe=options.unsafe,
+        include_dirs=tuple(options.include_dirs),
+        includes=tuple(options.includes),
+        mode=options.mode,
+        helper_warnings=options.helper_warnings,
+        cache=not options.no_cache,
+        debug=tuple(options.debug),
+        emit_llvm=options.emit_llvm,
+    )
+
+
+def _run(options: Options, built: Built, sealer: Sealer, sealed: object) -> int:
+    from bpfseal.runtime.render import make_output
+    from bpfseal.runtime.sink import OutputSink
+    from bpfseal.signer.bundle import SealedBundle
+
+    assert isinstance(sealed, SealedBundle)
+    file = _open_output(options)
+    session = Session(
+        built.bundle,
+        sealed,
+        pid=options.pid,
+        command=options.command,
+        log_level=1 if options.verbose else 0,
+    )
+    with session:
+        output = make_output(options, file, session)
+        sink = OutputSink(output, allow_system=options.unsafe)
+        _stop_on_signals(session)
+        session.start(sink)
+        output.attached(session.attached)
+        _notify_attached()
+        if not options.dry_run:
+            session.run()
+        else:
+            session.finish()
+        output.end()
+        if built.reader.config.get("print_maps_on_exit", True):
+            for contents in session.maps.all_contents():
+                output.map(contents)
+        output.flush()
+        return _status(session)
+
+
+def _status(session: Session) -> int:
+    if session.status == 0 and session.child is not None:
+        return 0
+    return session.status
+
+
+def _open_output(options: Options) -> TextIO:
+    """The output file: text, undecodable bytes passed through, newlines as they are."""
+    try:
+        if options.output is None:
+            descriptor = os.dup(1)
+        else:
+            descriptor = os.open(options.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise BpfsealError(f"cannot open the output {options.output or 'stdout'}: {error.strerror}") from None
+    line = options.buffering == "line" or (options.buffering == "auto" and os.isatty(descriptor))
+    buffering = {"none": 1, "line": 1}.get("line" if line else options.buffering, 1 << 16)
+    file = os.fdopen(descriptor, "w", buffering=buffering, encoding="utf-8", errors="surrogateescape", newline="\n")
+    return file
+
+
+def _stop_on_signals(session: Session) -> None:
+    """First Ctrl-C or SIGTERM: end the trace and print the maps. The second: quit at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if session.stopping:
+            os._exit(128 + number)
+        session.stop()
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _notify_attached() -> None:
+    """bpftrace's test runner waits for this line before it starts the traced program."""
+    if os.environ.get("__BPFTRACE_NOTIFY_PROBES_ATTACHED"):
+        sys.stdout.write("__BPFTRACE_NOTIFY_PROBES_ATTACHED\n")
+        sys.stdout.flush()
