@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpfseal.dsl import ast
-from bpfseal.dsl.parse_lex import VALUES, Token
+from bpfseal.dsl.parse_lex import NUMBERED, Token
 from bpfseal.dsl.parse_literals import LiteralError, decode_integer, decode_string
 from bpfseal.dsl.source import Diagnostic, DslError, Source, Span
 
@@ -36,6 +36,10 @@ class _Ended:
 class _Config:
     entries: tuple[ast.ConfigEntry, ...]
     span: Span
+
+
+# Values that the language knows without the standard library.
+NO_PARAMETER = frozenset(("args", "ctx", "pid", "tid", "nsecs", "kstack", "ustack"))
 
 
 class Builder:
@@ -130,7 +134,7 @@ class Builder:
         for param in params:
             if param.text in seen:
                 raise self.error(f"macro parameter '{param.text}' is given twice", param.start, param.end)
-            if param.text in VALUES:
+            if param.text in NO_PARAMETER or NUMBERED.match(param.text):
                 raise self.error(
                     f"'{param.text}' is a builtin and cannot name a macro parameter", param.start, param.end
                 )
@@ -238,10 +242,10 @@ class Builder:
     def if_(self, c: list[Any], start: int, end: int) -> _If:
         # STATEMENTIF is a kept token, the "if" after an else is not
         condition, then, *otherwise = [item for item in c if not isinstance(item, Token)]
-        return _If(condition, then, otherwise[0] if otherwise else None, self.span(start, end))
+        return _If(self.condition(condition), then, otherwise[0] if otherwise else None, self.span(start, end))
 
     def ifexpr(self, c: list[Any], start: int, end: int) -> ast.IfExpr:
-        raw = _If(c[0], c[1], c[2], self.span(start, end))
+        raw = _If(self.condition(c[0]), c[1], c[2], self.span(start, end))
         return self.if_value(raw)
 
     def if_value(self, raw: _If) -> ast.IfExpr:
@@ -264,6 +268,12 @@ class Builder:
             return None
         return self.if_value(raw)
 
+    def condition(self, expr: ast.Expr) -> ast.Expr:
+        if isinstance(expr, ast.TupleExpr):
+            hint = "to compare, use '=='" if expr.names else None
+            raise self.at("a condition is one value, not a tuple or a record", expr, hint)
+        return expr
+
     # "for" and "while" are words of Python
     def for_(self, c: list[Any], start: int, end: int) -> ast.ForMap | ast.ForRange:
         variable = ast.Variable(c[0].text[1:], self.span(c[0].start, c[0].end))
@@ -276,7 +286,7 @@ class Builder:
         return ast.ForMap(variable, c[1], body, span)
 
     def while_(self, c: list[Any], start: int, end: int) -> ast.While:
-        return ast.While(c[0], settle(c[1]), self.span(start, end))
+        return ast.While(self.condition(c[0]), settle(c[1]), self.span(start, end))
 
     def unroll(self, c: list[Any], start: int, end: int) -> ast.Unroll:
         return ast.Unroll(c[0], settle(c[1]), self.span(start, end))
