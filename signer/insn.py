@@ -59,8 +59,8 @@ class Insn(NamedTuple):
 
 
 # What an instruction does to registers and control; the analysis switches on it.
-(OP_SCALAR, OP_MOVE, OP_PTR_ADD, OP_KEEP, OP_LOAD, OP_SPILL, OP_STORE, OP_ATOMIC, OP_LD_IMM64, OP_HELPER, OP_CALL,
- OP_KFUNC, OP_EXIT, OP_JUMP, OP_JUMP_LONG, OP_BRANCH, OP_PACKET) = range(17)  # fmt: skip
+(OP_SCALAR, OP_MOVE, OP_PTR_ADD, OP_KEEP, OP_LOAD, OP_SPILL, OP_STORE, OP_ATOMIC, OP_PACKET, OP_LD_IMM64, OP_HELPER,
+ OP_KFUNC, OP_CALL, OP_BRANCH, OP_JUMP, OP_JUMP_LONG, OP_EXIT) = range(17)  # fmt: skip
 
 # Which of off and imm are in use; the others must be 0.
 (USES_NONE, USES_IMM, USES_OFF, USES_BOTH, USES_SPECIAL) = range(5)

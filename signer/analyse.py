@@ -1,0 +1,456 @@
+"""What one program does, from its instructions alone.
+
+A may-analysis over registers and stack slots. A value is a set of origins, kept as the bits of one integer: number,
+stack pointer, context, memory handed out by the kernel, kernel object, and for each map of the bundle its pointer and
+pointers into its values, for each subprogram its address. Sets grow only and are joined where paths meet, so every
+origin that a value can have on some path is in its set: what a call or a store *may* touch is never less than what
+it does.
+
+- A map argument whose set holds anything but maps of the bundle is refused: the call cannot be told.
+- Values live in slots of their own frame by constant offset. What is stored in a frame through other pointers, or
+  read from another frame, is taken to be anything that the program ever stores on a stack.
+- Pointers leave the tracked world when stored in maps, ring buffers or the context: the kernel gives back a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from operator import or_
+from typing import Final, NamedTuple
+
+from bpfseal.signer import btf as btf_kinds
+from bpfseal.signer.btf import Btf, BtfError
+from bpfseal.signer.bundle import Attributes, MapSpec
+from bpfseal.signer.cfg import Flow, split
+from bpfseal.signer.helpers import FORBIDDEN_HELPERS, HELPERS, KFUNC_CLASSES, Helper
+from bpfseal.signer.insn import (
+    CMPXCHG,
+    DW,
+    FETCH,
+    FORMS,
+    LOAD_ACQ,
+    OP_ATOMIC,
+    OP_BRANCH,
+    OP_CALL,
+    OP_EXIT,
+    OP_HELPER,
+    OP_JUMP,
+    OP_KEEP,
+    OP_KFUNC,
+    OP_LD_IMM64,
+    OP_LOAD,
+    OP_MOVE,
+    OP_PACKET,
+    OP_PTR_ADD,
+    OP_SPILL,
+    OP_STORE,
+    PSEUDO_BTF_ID,
+    PSEUDO_FUNC,
+    PSEUDO_MAP_IDX,
+    PSEUDO_MAP_IDX_VALUE,
+    STORE_REL,
+    Insn,
+)
+from bpfseal.signer.refusal import Refusal
+
+NUMBER, STACK, CONTEXT, MEMORY, OBJECT = 1, 2, 4, 8, 16  # OBJECT: a number, or a kernel pointer with a type
+_FIRST_MAP: Final = 5  # bit of map 0's pointer
+
+_ARRAY: Final = 2
+_FOR_EACH, _LOOP, _TIMER_CALLBACK, _FIND_VMA = 164, 181, 170, 180
+_GIVES_MEMORY: Final = frozenset((131, 203))  # ringbuf_reserve, dynptr_data
+
+
+class Kfunc(NamedTuple):
+    """A kernel function that programs may call: `writes` has bit i set if argument i is a pointer to non-const."""
+
+    name: str
+    arguments: int
+    writes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found in one program.
+
+    found      in the form of the declared attributes
+    classes    keys of helpers.CLASSES: of the helpers and kfuncs, and for direct reads
+    variables  kernel variables whose address is taken
+    starts     first slot of each subprogram
+    """
+
+    found: Attributes
+    classes: frozenset[str]
+    variables: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+class Kernel:
+    """The running kernel's names for ids, looked up once. `btf` is called when the first id has to be resolved."""
+
+    def __init__(self, btf: Callable[[], Btf] = Btf.vmlinux) -> None:
+        self._btf = btf
+        self._kfuncs: dict[int, Kfunc] = {}
+
+    def kfunc(self, id: int) -> Kfunc:
+        """Raises Refusal if the id is not that of a function that is marked as a kfunc."""
+        known = self._kfuncs.get(id)
+        if known is None:
+            known = self._kfuncs[id] = self._resolve(id)
+        return known
+
+    def _resolve(self, id: int) -> Kfunc:
+        btf = self._btf()
+        name = str(id)
+        try:
+            name = btf.name(id) or name
+            if btf.kind(id) != btf_kinds.FUNC:
+                raise Refusal("kfunc", f"call of BTF type {id} ({name}), which is not a function", attribute=name)
+            if "bpf_kfunc" not in btf.decl_tags(id):
+                raise Refusal("kfunc", f"call of {name}, which is not a kfunc", attribute=name)
+            params, writes = btf.params(btf.size_or_type(id)), 0
+            for number, (_name, type_id) in enumerate(params, 1):
+                pointer = btf.resolve(type_id)
+                if btf.kind(pointer) == btf_kinds.PTR and not _is_const(btf, btf.size_or_type(pointer)):
+                    writes |= 1 << number
+        except BtfError as error:
+            raise Refusal("kfunc", f"call of {name}: {error}", attribute=name) from None
+        return Kfunc(name, min(len(params), 5), writes)
+
+    def variable(self, id: int) -> str:
+        """Name of a kernel variable. Raises Refusal if the id is something else."""
+        btf = self._btf()
+        try:
+            if btf.kind(id) == btf_kinds.VAR:
+                return btf.name(id)
+        except BtfError as error:
+            raise Refusal("pseudo", f"kernel variable {id}: {error}") from None
+        raise Refusal("pseudo", f"BTF type {id} is not a kernel variable")
+
+
+def _is_const(btf: Btf, id: int) -> bool:
+    for _ in range(16):
+        kind = btf.kind(id)
+        if kind == btf_kinds.CONST:
+            return True
+        if kind not in (btf_kinds.VOLATILE, btf_kinds.RESTRICT, btf_kinds.TYPE_TAG, btf_kinds.TYPEDEF):
+            return False
+        id = btf.size_or_type(id)
+    return False
+
+
+def analyse(insns: list[Insn], maps: Sequence[MapSpec], kernel: Kernel, *, packets: bool = False) -> Facts:
+    """Facts about a decoded program that uses maps of `maps`. `packets`: the program type gives access to packets,
+    so that loads through loaded pointers are not kernel memory.
+
+    Raises Refusal with the slot for everything that breaks a rule or cannot be determined. Time is linear: a
+    program whose sets do not settle in a few rounds is refused.
+    """
+    flow = split(insns)
+    tracker = _Tracker(insns, flow, maps, kernel)
+    tracker.run()
+    classes = {name for id in tracker.helpers for name in HELPERS[id].classes}
+    classes |= {KFUNC_CLASSES[name] for name in tracker.kfuncs if name in KFUNC_CLASSES}
+    if tracker.reads_packet or (tracker.reads_pointer and packets):
+        classes.add("network")
+    if tracker.reads_pointer and not packets:
+        classes.add("read-kernel")
+    found = Attributes(
+        insns=len(insns),
+        subprograms=len(flow.starts) - 1,
+        helpers=tuple(sorted([HELPERS[id].name for id in tracker.helpers])),
+        kfuncs=tuple(sorted(tracker.kfuncs)),
+        maps=tracker.operations(),
+    )
+    return Facts(found, frozenset(classes), tuple(sorted(tracker.variables)), tuple(flow.starts))
+
+
+class _Tracker:
+    """The worklist. Blocks are identified by their first slot and run from there to the next leader."""
+
+    def __init__(self, insns: list[Insn], flow: Flow, maps: Sequence[MapSpec], kernel: Kernel) -> None:
+        self.insns, self.flow, self.maps, self.kernel = insns, flow, maps, kernel
+        count = len(maps)
+        self.shift = count
+        self.map_bits = ((1 << count) - 1) << _FIRST_MAP
+        self.value_bits = self.map_bits << count
+        self.first_function = _FIRST_MAP + 2 * count
+        self.function_of = {start: number for number, start in enumerate(flow.starts)}
+        self.entries: dict[int, list[int]] = {}
+        self.slots: dict[int, dict[int, int]] = {}
+        self.returns = [0] * len(flow.starts)
+        self.callers: dict[int, set[int]] = {}
+        self.work: list[int] = []
+        self.queued: set[int] = set()
+        self.spilled = self.weak = 0  # ever stored on any stack; stored there through other pointers than r10
+        self.reads_stack = self.reads_packet = self.reads_pointer = False
+        self.written = 0
+        self.operated: dict[str, int] = dict.fromkeys(("read", "write", "delete", "iterate", "output"), 0)
+        self.helpers: set[int] = set()
+        self.kfuncs: set[str] = set()
+        self.variables: set[str] = set()
+
+    def operations(self) -> tuple[tuple[int, tuple[str, ...]], ...]:
+        self.operated["write"] |= (self.written & self.value_bits) >> self.shift
+        found = []
+        for number in range(self.shift):
+            bit = 1 << number + _FIRST_MAP
+            if names := sorted([name for name, bits in self.operated.items() if bits & bit]):
+                found.append((number, tuple(names)))
+        return tuple(found)
+
+    def run(self) -> None:
+        budget = 8 * len(self.insns) + 65536
+        self._join(0, [0, CONTEXT, 0, 0, 0, 0, 0, 0, 0, 0, STACK], {})
+        while True:
+            before = self.spilled, self.weak
+            while self.work:
+                start = heappop(self.work)
+                self.queued.discard(start)
+                try:
+                    budget -= self._block(start)
+                except Refusal as error:
+                    raise error.at("", self.at) from None
+                if budget < 0:
+                    raise Refusal("complexity", "values do not settle: too many paths join", insn=start)
+            if before == (self.spilled, self.weak) or not (self.reads_stack or self.weak):
+                break
+            for start in self.entries:
+                self._queue(start)
+        leaders, entries = self.flow.leaders, self.entries
+        at = leaders.find(1)
+        while at >= 0:
+            if at not in entries:
+                raise Refusal("unreachable", "no path reaches this instruction", insn=at)
+            at = leaders.find(1, at + 1)
+
+    def _queue(self, start: int) -> None:
+        if start not in self.queued:
+            self.queued.add(start)
+            heappush(self.work, start)
+
+    def _join(self, target: int, regs: list[int], slots: dict[int, int]) -> None:
+        """Adds a state to a block's entry; queues the block if that told it something new."""
+        known = self.entries.get(target)
+        if known is None:
+            self.entries[target], self.slots[target] = regs[:], slots
+            self._queue(target)
+            return
+        changed = False
+        if known != regs:
+            merged = list(map(or_, known, regs))
+            if merged != known:
+                self.entries[target], changed = merged, True
+        have = self.slots[target]
+        if slots is not have:
+            new = {k: v | have.get(k, 0) for k, v in slots.items() if v & ~have.get(k, 0)}
+            if new:
+                self.slots[target], changed = have | new, True
+        if changed:
+            self._queue(target)
+
+    def _block(self, start: int) -> int:
+        """Runs one block; returns the number of slots looked at."""
+        insns, forms, leaders, targets = self.insns, FORMS, self.flow.leaders, self.flow.targets
+        regs = self.entries[start][:]
+        slots = self.slots[start]
+        owned = False
+        value_bits = self.value_bits
+        at = start
+        while True:
+            self.at = at
+            head, off, imm = insns[at]
+            kind, dst, src, _uses = forms[head]
+            if kind == OP_LOAD:
+                base = regs[src]
+                if src == 10:
+                    regs[dst] = slots.get(off, NUMBER) | self.weak if head & 0x18 == DW else NUMBER
+                else:
+                    regs[dst] = self._load(base)
+            elif kind == OP_MOVE:
+                regs[dst] = regs[src]
+            elif kind == 0:  # OP_SCALAR
+                regs[dst] = NUMBER
+            elif kind == OP_KEEP:
+                pass
+            elif kind == OP_PTR_ADD:
+                left, right = regs[dst], regs[src]
+                both = left | right
+                if both & ~(NUMBER | OBJECT):
+                    both &= ~OBJECT | (left & right)  # an offset does not make a pointer another object
+                regs[dst] = both
+            elif kind == OP_BRANCH:
+                self._join(targets[at], regs, slots)
+                owned = False
+            elif kind == OP_SPILL:
+                value, base = regs[src], regs[dst]
+                if dst == 10:
+                    if value > NUMBER or off in slots:
+                        if not owned:
+                            slots, owned = slots.copy(), True
+                        slots[off] = value
+                        self.spilled |= value
+                else:
+                    self._store(base, value)
+            elif kind == OP_STORE:
+                if regs[dst] & value_bits:
+                    self.written |= regs[dst]
+            elif kind == OP_HELPER:
+                self._helper(imm, regs)
+            elif kind == OP_LD_IMM64:
+                regs[dst] = self._constant(at, src, imm)
+                at += 1
+            elif kind == OP_EXIT:
+                self._return(regs[0])
+                return at - start + 1
+            elif kind >= OP_JUMP:
+                self._join(targets[at], regs, slots)
+                return at - start + 1
+            elif kind == OP_ATOMIC:
+                self._atomic(insns[at], dst, src, regs)
+            elif kind == OP_CALL:
+                self._call(targets[at], start, regs)
+            elif kind == OP_KFUNC:
+                self._kfunc(imm, regs)
+            elif kind == OP_PACKET:
+                self.reads_packet = True
+                regs[0:6] = [OBJECT, 0, 0, 0, 0, 0]
+            at += 1
+            if leaders[at]:
+                self._join(at, regs, slots)
+                return at - start
+
+    def _load(self, base: int) -> int:
+        """What a load through anything but r10 can give."""
+        result = NUMBER
+        if base & OBJECT:
+            self.reads_pointer = True
+        if base & (OBJECT | CONTEXT | self.map_bits):
+            result = OBJECT
+        if base & STACK:
+            self.reads_stack = True
+            result |= self.spilled
+        return result
+
+    def _store(self, base: int, value: int) -> None:
+        """A store through anything but r10."""
+        if base & self.value_bits:
+            self.written |= base
+        if base & STACK and value > NUMBER:
+            self.spilled |= value
+            self.weak |= value
+
+    def _atomic(self, insn: Insn, dst: int, src: int, regs: list[int]) -> None:
+        imm = insn.imm
+        if imm == LOAD_ACQ:
+            regs[dst] = self._load(regs[src])
+            return
+        self._store(regs[dst], regs[src])
+        if imm != STORE_REL and imm & FETCH:
+            regs[0 if imm == CMPXCHG else src] = self._load(regs[dst])
+
+    def _constant(self, at: int, source: int, imm: int) -> int:
+        """The value of an ld_imm64."""
+        if source == 0:
+            return NUMBER
+        if source in (PSEUDO_MAP_IDX, PSEUDO_MAP_IDX_VALUE):
+            if not 0 <= imm < self.shift:
+                raise Refusal("map-index", f"map index {imm} is not below {self.shift}")
+            bit = 1 << imm + _FIRST_MAP
+            if source == PSEUDO_MAP_IDX:
+                return bit
+            spec, offset = self.maps[imm], self.insns[at + 1].imm & 0xFFFFFFFF
+            if spec.type != _ARRAY or spec.max_entries != 1:
+                raise Refusal("map-value", "direct access to a map that is not an array of one", attribute=spec.name)
+            if offset >= spec.value_size:
+                raise Refusal(
+                    "map-value", f"offset {offset} is past the value of {spec.value_size} bytes", attribute=spec.name
+                )
+            self.operated["read"] |= bit
+            return bit << self.shift
+        if source == PSEUDO_FUNC:
+            return 1 << self.first_function + self.function_of[self.flow.targets[at]]
+        if source == PSEUDO_BTF_ID:
+            self.variables.add(self.kernel.variable(imm))
+            return OBJECT
+        raise Refusal("pseudo", "raw map file descriptor: maps are named by their index in the bundle")
+
+    def _call(self, target: int, block: int, regs: list[int]) -> None:
+        number = self.function_of[target]
+        self.callers.setdefault(number, set()).add(block)
+        self._join(target, [0, *regs[1:6], 0, 0, 0, 0, STACK], {})
+        regs[0:6] = [self.returns[number], 0, 0, 0, 0, 0]
+
+    def _return(self, value: int) -> None:
+        number = self.flow.subprogram(self.at)
+        if value & ~self.returns[number]:
+            self.returns[number] |= value
+            for block in self.callers.get(number, ()):
+                self._queue(block)
+
+    def _helper(self, id: int, regs: list[int]) -> None:
+        helper = HELPERS.get(id)
+        if helper is None:
+            raise Refusal("helper", f"unknown helper {id}", attribute=str(id))
+        if helper.name in FORBIDDEN_HELPERS:
+            raise Refusal("helper", f"{helper.name} reaches what the analysis does not cover", attribute=helper.name)
+        self.helpers.add(id)
+        result = MEMORY if id in _GIVES_MEMORY else OBJECT
+        if helper.map_arg:
+            used = regs[helper.map_arg]
+            if not used or used & ~self.map_bits:
+                raise Refusal("map-unknown", f"cannot tell which map {helper.name} gets", attribute=helper.name)
+            for name in helper.map_ops:
+                self.operated[name] |= used
+            if helper.value:
+                result = used << self.shift
+        if helper.writes:
+            for number in (1, 2, 3, 4):
+                if helper.writes >> number & 1 and regs[number] & self.value_bits:
+                    self.written |= regs[number]
+        if helper.callback_arg:
+            self._helper_callback(helper, regs)
+        regs[0:6] = [result, 0, 0, 0, 0, 0]
+
+    def _helper_callback(self, helper: Helper, regs: list[int]) -> None:
+        if helper.id == _FOR_EACH:  # (map, key, value, context)
+            arguments = [regs[1], MEMORY, regs[1] << self.shift, regs[3]]
+        elif helper.id == _LOOP:  # (index, context)
+            arguments = [NUMBER, regs[3]]
+        elif helper.id == _TIMER_CALLBACK:  # (map, key, value), of the map that the timer is in
+            arguments = [(regs[1] & self.value_bits) >> self.shift, MEMORY, regs[1] & self.value_bits]
+        elif helper.id == _FIND_VMA:  # (task, vma, context)
+            arguments = [OBJECT, OBJECT, regs[4]]
+        else:
+            raise Refusal("callback", f"callback of {helper.name} is not modelled", attribute=helper.name)
+        self._enter_callbacks(regs[helper.callback_arg], helper.name, arguments)
+
+    def _enter_callbacks(self, functions: int, caller: str, arguments: list[int]) -> None:
+        chosen = functions >> self.first_function
+        if not chosen or functions & ((1 << self.first_function) - 1):
+            raise Refusal("callback", f"cannot tell which subprogram {caller} calls back", attribute=caller)
+        state = [0, *arguments, 0, 0, 0, 0, 0, 0, 0, 0]
+        state[10:] = [STACK]
+        for number, start in enumerate(self.flow.starts):
+            if chosen >> number & 1:
+                self._join(start, state, {})
+
+    def _kfunc(self, id: int, regs: list[int]) -> None:
+        kfunc = self.kernel.kfunc(id)
+        self.kfuncs.add(kfunc.name)
+        seen = functions = 0
+        for number in range(1, kfunc.arguments + 1):
+            value = regs[number]
+            seen |= value
+            if value >> self.first_function:
+                functions |= value
+            if value & self.value_bits and kfunc.writes >> number & 1:
+                self.written |= value
+        values = seen & self.value_bits
+        used = seen & self.map_bits | values >> self.shift
+        self.operated["read"] |= used
+        if functions:  # work queues, deferred work: (map, key, value); others get kernel objects
+            self._enter_callbacks(functions, kfunc.name, [used or OBJECT, MEMORY, used << self.shift or OBJECT])
+        regs[0:6] = [OBJECT, 0, 0, 0, 0, 0]
