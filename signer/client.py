@@ -59,6 +59,7 @@ class SignerClient:
         self._path = path
         self._child = child
         self._greeted = False
+        self._why = ""
         self._used = time.monotonic()
         self._owner = os.getpid()
 
@@ -68,7 +69,13 @@ class SignerClient:
         """Waits until the helper is ready."""
         welcome = self._ask(protocol.Hello(), protocol.Welcome, START_SECONDS)
         self._greeted = True
+        self._why = welcome.why
         return welcome
+
+    def why_unverified(self) -> str:
+        """Why signatures are not verified on this kernel; empty where they are."""
+        self._ready()
+        return self._why
 
     def seal(self, bundle: bytes, *, lifetime: int = 0) -> SealedBundle:
         """A loader for the canonical bytes of a Bundle. Raises SealRefused, SignerError."""
@@ -217,13 +224,16 @@ def _reap(child: int) -> None:
             os.close(pidfd)
 
 
-def connect(*, path: str | None = None, private_policy: str | None = None, audit: str | None = None) -> SignerClient:
+def connect(
+    *, policy: str | None = None, unsafe: bool = False, path: str | None = None, audit: str | None = None
+) -> SignerClient:
     """The system's helper if it answers at `path` (BPFSEAL_SOCKET, default /run/bpfseal/signer.sock), else a private
-    one. With `private_policy` (a policy file, "" for the built-in policy) always a private one.
+    one. With a `policy` file always a private one. `unsafe` widens the built-in policy of a private helper; a policy
+    file or the system's policy takes no orders from a client.
 
     Raises SignerError when the system's socket is not to be trusted, rather than going around it.
     """
-    if private_policy is None:
+    if policy is None:
         where = path or os.environ.get("BPFSEAL_SOCKET") or SOCKET
         if os.path.lexists(where):
             try:
@@ -233,7 +243,7 @@ def connect(*, path: str | None = None, private_policy: str | None = None, audit
                     raise SignerError(f"no signing helper answers at {where}") from None
         elif path:
             raise SignerError(f"no signing helper answers at {where}")
-    return start_private(private_policy or "", audit or "")
+    return start_private(policy or "", unsafe=unsafe, audit=audit or "")
 
 
 def _dial(path: str) -> socket.socket:
@@ -279,7 +289,7 @@ def default_audit_path() -> str:
     return os.path.join(state, "bpfseal", "audit.jsonl")
 
 
-def start_private(policy: str = "", audit: str = "") -> SignerClient:
+def start_private(policy: str = "", *, unsafe: bool = False, audit: str = "") -> SignerClient:
     """Start a helper that serves this process only, over a socket pair: no path, no set-up, no configuration.
 
     It runs isolated: no environment, no site directories, nothing but the standard library and the folders that
@@ -294,6 +304,7 @@ def start_private(policy: str = "", audit: str = "") -> SignerClient:
         settings = [
             f"parent={os.getpid()}",
             f"policy={os.path.abspath(policy) if policy else ''}",
+            f"unsafe={int(unsafe)}",
             f"audit={os.path.abspath(audit) if audit else default_audit_path()}",
             f"death_signal={int(main_thread)}",
         ]

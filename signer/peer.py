@@ -23,7 +23,7 @@ SO_PEERGROUPS, SO_PASSPIDFD, SO_PEERPIDFD = 59, 76, 77
 SCM_PIDFD = 4
 _UCRED = struct.Struct("iII")
 _PIDFD_INFO = struct.Struct("QQ12I")  # PIDFD_INFO_SIZE_VER0
-_PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
+PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
 _INFO_CREDS, _INFO_CGROUP = 1 << 1, 1 << 2
 # Room for the credentials and one file descriptor: whoever sends descriptors of their own shows up as MSG_CTRUNC or
 # SCM_RIGHTS, and at most one of them lands here, to be closed.
@@ -147,7 +147,7 @@ class Peer:
             buffer = bytearray(_PIDFD_INFO.size)
             _PIDFD_INFO.pack_into(buffer, 0, _INFO_CREDS | _INFO_CGROUP, *[0] * 13)
             try:
-                fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
+                fcntl.ioctl(pidfd, PIDFD_GET_INFO, buffer)
             except ProcessLookupError:
                 raise PeerError(f"process {self.pid} is gone") from None
             except OSError:

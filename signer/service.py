@@ -6,7 +6,9 @@ before any of its replies exist for the outside.
 
 from __future__ import annotations
 
+import base64
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -65,7 +67,8 @@ class Facts:
 
 
 class Service:
-    """Answers requests. `say` prints a line for the journal."""
+    """Answers requests. `say` reports trouble, `journal` gets the audit log's head at every checkpoint: an anchor
+    outside the log."""
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class Service:
         *,
         admins: frozenset[int],
         say: Callable[[str], None] = lambda line: None,
+        journal: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.facts = facts
         self._keys = keys
@@ -85,10 +89,12 @@ class Service:
         self._audit = audit
         self._admins = admins
         self._say = say
+        self._journal = journal
         self._users: dict[int, User] = {}
         self._started = self._checkpointed = time.monotonic()
         self._root = Checkpointer(keys.root_certificate, keys.root_sign)
         self._begun = False
+        self.internal_errors = 0
 
     # Batches -----------------------------------------------------------------------------------------------------
 
@@ -107,8 +113,8 @@ class Service:
                     audited.append((index, who, self._prepare_keys(request)))
                 else:
                     replies[index] = self._answer(who, request)
-            except BpfsealError as error:
-                replies[index] = protocol.Failed(message=error.message, hint=error.hint or "")
+            except Exception as error:
+                replies[index] = self._failed(error)
             self.user(who.uid).cpu_ns += time.thread_time_ns() - begin
         if audited:
             self._with_records(audited, replies)
@@ -141,20 +147,26 @@ class Service:
             elif outcome.event == "refuse":
                 user.refused += 1
 
-    @staticmethod
-    def _act(act: Callable[[int], Outcome], number: int) -> Outcome:
+    def _act(self, act: Callable[[int], Outcome], number: int) -> Outcome:
         try:
             return act(number)
-        except BpfsealError as error:
-            reply = protocol.Failed(message=error.message, hint=error.hint or "")
-            return Outcome(reply, "fail", {"reasons": [error.message]})
+        except Exception as error:
+            reply = self._failed(error)
+            return Outcome(reply, "fail", {"reasons": [reply.message]})
+
+    def _failed(self, error: Exception) -> protocol.Failed:
+        """The reply for an error. One that nobody foresaw costs its client the request, not everybody the helper."""
+        if isinstance(error, BpfsealError):
+            return protocol.Failed(message=error.message, hint=error.hint or "")
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        self.internal_errors += 1
+        self._say(f"internal error: {type(error).__name__}: {error} ({last.name}, line {last.lineno})")
+        return protocol.Failed(message=f"internal error of the signing helper ({type(error).__name__})")
 
     def _begin(self, log: AuditLog) -> None:
         """The first record of this helper: who will sign from here on."""
         if self._begun:
             return
-        import base64
-
         self._begun = True
         log.add(
             "start",
@@ -277,6 +289,7 @@ class Service:
             "refused": sum(u.refused for u in users),
             "suppressed": sum(u.suppressed for u in users),
             "users": len(self._users),
+            "internal_errors": self.internal_errors,
         }
 
     # Rights, users, rates ----------------------------------------------------------------------------------------
@@ -344,7 +357,7 @@ class Service:
         except AuditError as error:
             self._say(error.message)
             return
-        self._say(f"audit checkpoint: record {seq}, hash {head}")
+        self._journal(f"audit checkpoint: record {seq}, hash {head}")
 
     def close(self) -> None:
         """Last records, keys out of the kernel."""
@@ -367,7 +380,7 @@ def _who(who: Identity) -> dict[str, Any]:
 def _memory() -> dict[str, int]:
     """VmRSS and VmLck of this process in KiB."""
     try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
             pairs = (line.split()[:2] for line in file if line.startswith(("VmRSS:", "VmLck:")))
             return {name[:-1]: int(value) for name, value in pairs}
     except OSError:

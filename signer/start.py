@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
+from dataclasses import replace
 
 from bpfseal.errors import BpfsealError
+from bpfseal.signer import harden
 from bpfseal.signer.abi import Abi, probe
 from bpfseal.signer.audit import AuditLog
 from bpfseal.signer.keys import LEAF_SECONDS, Keys, SoftKey, open_root
@@ -19,8 +22,11 @@ from bpfseal.signer.policy import Policy, PolicyFile
 from bpfseal.signer.seal import Sealer
 from bpfseal.signer.server import Server
 from bpfseal.signer.service import Facts, FixedPolicy, PolicySource, Service
+from bpfseal.signer.syscall import syscall
 
 SOCKET_FD = 3
+# What is read after start: the peers' cgroups and our own memory figures, BTF of modules loaded later.
+READABLE = ("/proc", "/sys/kernel/btf")
 
 
 def say(line: str) -> None:
@@ -73,23 +79,59 @@ def private(arguments: list[str]) -> None:
 def _private(settings: dict[str, str]) -> None:
     os.umask(0o077)
     parent = int(settings["parent"])
+    sock = socket.socket(fileno=SOCKET_FD)
+    syscall("close_range", SOCKET_FD + 1, 0xFFFFFFFF, 0)
     parent_fd = os.pidfd_open(parent)
     if os.getppid() != parent:
         return
-    sock = socket.socket(fileno=SOCKET_FD)
     want_credentials(sock)
-    policy: PolicySource = FixedPolicy(
-        PolicyFile(settings["policy"]).current() if settings["policy"] else Policy.default_private(os.getuid())
+    uid = os.getuid()
+    given = settings["policy"]
+    policy = FixedPolicy(
+        PolicyFile(given).current() if given else Policy.default_private(uid, unsafe=settings["unsafe"] == "1")
     )
     audit = AuditLog(settings["audit"])
     keys, abi, root = make_keys("", LEAF_SECONDS)
-    facts = Facts("private", os.getpid(), root, settings["policy"] or "built in", ())
-    sealer = Sealer(keys, abi, bind_tgid=in_initial_pid_namespace())
-    service = Service(facts, keys, sealer, policy, audit, admins=frozenset((os.getuid(),)))
-    server = Server(service, single=sock)
+    scratch = harden.scratch_uid() if os.geteuid() == 0 else None
+    confinement = harden.Confinement(
+        uid=scratch,
+        gid=scratch,
+        writable=(os.path.dirname(audit.path),),
+        readable=READABLE,
+        death_signal=settings["death_signal"] == "1",
+    )
+    service, server = _serve(
+        confinement,
+        Facts("private", os.getpid(), root, given or "built in"),
+        keys,
+        abi,
+        policy,
+        audit,
+        frozenset((uid,)),
+        single=sock,
+    )
     server.watch_end(parent_fd)
-    try:
-        server.run()
-    finally:
-        server.close()
-        service.close()
+    server.run()
+    server.close()
+    service.close()
+
+
+def _serve(
+    confinement: harden.Confinement,
+    facts: Facts,
+    keys: Keys,
+    abi: Abi,
+    policy: PolicySource,
+    audit: AuditLog,
+    admins: frozenset[int],
+    *,
+    single: socket.socket | None = None,
+    listener: socket.socket | None = None,
+    heartbeat: Callable[[], None] | None = None,
+) -> tuple[Service, Server]:
+    """Put the parts together, then confine this process."""
+    sealer = Sealer(keys, abi, bind_tgid=in_initial_pid_namespace())
+    service = Service(facts, keys, sealer, policy, audit, admins=admins, say=say)
+    server = Server(service, single=single, listener=listener, heartbeat=heartbeat)
+    service.facts = replace(facts, hardening=harden.confine(confinement))
+    return service, server
