@@ -50,8 +50,33 @@ class Member(Record, frozen=True):
 
 
 class MapLayout(Record, frozen=True):
-    """One map of the script. `index` into Bundle.maps; `key` None: scalar (one element under a zero key).
-    `per_cpu`: the kernel returns one value per possible CPU, each rounded up to 8 bytes."""
+    """One map of the script. `index` into Bundle.maps; `key` None: scalar (one element).
+
+    array       the kernel map is an ARRAY or PERCPU_ARRAY: scalar maps of kind "auto". Its elements cannot be deleted;
+                whether one *exists* is said by `present`
+    per_cpu     the kernel returns one value per possible CPU, each rounded up to 8 bytes
+    key_size    bytes of the kernel's key: u32 index for arrays, else the key as `key` says and, where `bucket` >= 0,
+                a bucket number behind it
+    value_size  bytes of the kernel's value (of one CPU)
+    bucket      offset of a u32 bucket number in the kernel's key, -1 for none. Zero bytes fill up to it. (In arrays the
+                index itself is the bucket number: key_size 4, bucket 0.)
+    present     offset in the value of a u64 that is not zero when the element exists (on any CPU), -1: it exists
+                because the kernel has it
+
+    Values, per CPU where `per_cpu`; "total" of a map element means over all CPUs:
+
+    count, sum   u64/i64 at 0. Total: the sum
+    min, max     value at 0, u64 at 8 not zero when this CPU has one. Total: over CPUs that have one
+    avg, stats   i64/u64 total at 0, u64 count at 8. Totals: the sums; both zero: does not exist
+    hist         one element of u64 per bucket, see `hist_bucket_low`: hash: key = (user key, bucket); scalar: an array
+                 indexed by bucket. Buckets without an element, or zero, are empty
+    lhist        likewise, see `lhist_bucket_low`
+    tseries      one element per interval: bucket = epoch % intervals, value: u64 epoch at 0, value at 8, u64 meta at
+                 16. epoch = CLOCK_BOOTTIME / interval_ns, a slot with meta 0 is empty, with an old epoch is stale (its
+                 interval is over: ignore it). Slots of one epoch combine over CPUs by kind: "sum" adds; "min", "max";
+                 "avg" value is the sum and meta the count; "none" meta is CLOCK_BOOTTIME of the value, the latest wins
+    anything else: the value by `value` at 0
+    """
 
     name: str
     index: int
@@ -59,6 +84,41 @@ class MapLayout(Record, frozen=True):
     value: Shape
     per_cpu: bool = False
     max_entries: int = 0
+    array: bool = False
+    key_size: int = 4
+    value_size: int = 8
+    bucket: int = -1
+    present: int = -1
+
+
+def hist_buckets(bits: int) -> int:
+    """Number of buckets of hist(n, bits)."""
+    return ((62 - bits) << bits) + (2 << bits) + 1
+
+
+def hist_bucket_low(bucket: int, bits: int) -> int | None:
+    """Smallest value in a bucket of hist(n, bits); it ends before the next bucket's. None for bucket 0, the
+    negative values. Values below 2^(bits+1) have a bucket each; above, each power of two is cut in 2^bits buckets."""
+    if bucket <= 0:
+        return None
+    linear = bucket - 1
+    if linear < 2 << bits:
+        return linear
+    shift = (linear >> bits) - 1
+    return ((linear & ((1 << bits) - 1)) + (1 << bits)) << shift
+
+
+def lhist_buckets(low: int, high: int, step: int) -> int:
+    """Number of buckets of lhist(n, low, high, step): below, one per step, above."""
+    return (high - low + step - 1) // step + 2
+
+
+def lhist_bucket_low(bucket: int, low: int, high: int, step: int) -> int | None:
+    """Smallest value in a bucket of lhist(); None for bucket 0, the values below `low`. The last bucket starts at
+    `high` and has no end."""
+    if bucket <= 0:
+        return None
+    return min(low + (bucket - 1) * step, high)
 
 
 class EventField(Record, frozen=True):
