@@ -5,16 +5,16 @@ Produced by `dsl.parse`, rewritten by `dsl.expand` (macros, imports, positional 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Union
 
-from bpfseal.dsl.source import NOWHERE, Source, Span
+from bpfseal.dsl.node import Node, node
+from bpfseal.dsl.source import NOWHERE, Diagnostic, Source, Span
 
 # --- types as written -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class TypeName:
+@node
+class TypeName(Node):
     """`base` is "uint64", "struct task_struct", "string", "buffer", "inet", "pid_t"…; `suffixes` are applied from
     left to right: "*" for a pointer, a number for [N], None for []."""
 
@@ -26,52 +26,52 @@ class TypeName:
 # --- expressions ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Integer:
+@node
+class Integer(Node):
     value: int
     span: Span = NOWHERE
     unsigned: bool = False
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class String:
+@node
+class String(Node):
     value: bytes
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Boolean:
+@node
+class Boolean(Node):
     value: bool
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Identifier:
+@node
+class Identifier(Node):
     """A bare word: builtin, enum constant, macro without arguments, or macro parameter."""
 
     name: str
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Positional:
+@node
+class Positional(Node):
     """`$1`; number 0 stands for `$#`."""
 
     number: int
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
+@node
+class Variable(Node):
     """`$x`, name without the dollar."""
 
     name: str
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Map:
+@node
+class Map(Node):
     """`@x` or `@x[k, …]`; name without the @ ("" for the anonymous map); `key` None for a scalar map. Several keys
     are one TupleExpr."""
 
@@ -80,8 +80,8 @@ class Map:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Unary:
+@node
+class Unary(Node):
     """op: - ! ~ * & +"""
 
     op: str
@@ -89,8 +89,8 @@ class Unary:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class IncDec:
+@node
+class IncDec(Node):
     """++ and --, before (`prefix`) or after a variable, a map element."""
 
     op: str
@@ -99,8 +99,8 @@ class IncDec:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Binary:
+@node
+class Binary(Node):
     """op: + - * / % << >> & | ^ == != < > <= >= && ||"""
 
     op: str
@@ -109,16 +109,16 @@ class Binary:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Ternary:
+@node
+class Ternary(Node):
     condition: Expr
     then: Expr
     otherwise: Expr
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+@node
+class Member(Node):
     """`base.name`, `base->name`, `tuple.0` (name "0")."""
 
     base: Expr
@@ -127,15 +127,15 @@ class Member:
     arrow: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+@node
+class Index(Node):
     base: Expr
     index: Expr
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Cast:
+@node
+class Cast(Node):
     """`(type)expr`; the type may be `typeof(…)`."""
 
     type: TypeName | TypeOf
@@ -143,8 +143,8 @@ class Cast:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class TypeOf:
+@node
+class TypeOf(Node):
     """typeof(expr or type) where a type is expected, or as an argument of a macro."""
 
     operand: Expr | TypeName
@@ -152,29 +152,29 @@ class TypeOf:
     suffixes: tuple[str | int | None, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SizeOf:
+@node
+class SizeOf(Node):
     operand: Expr | TypeName | TypeOf
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class OffsetOf:
+@node
+class OffsetOf(Node):
     operand: Expr | TypeName | TypeOf
     path: tuple[str, ...]
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class TypeInfo:
+@node
+class TypeInfo(Node):
     """typeinfo(expr or type), usable at compile time only."""
 
     operand: Expr | TypeName | TypeOf
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class TupleExpr:
+@node
+class TupleExpr(Node):
     """`(a, b)`; with `names` the language's record `(x=a, y=b)`."""
 
     elements: tuple[Expr, ...]
@@ -182,8 +182,8 @@ class TupleExpr:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+@node
+class Call(Node):
     """`name(args)` or `name!(args)`; a macro or a function, told apart by `expand`."""
 
     name: str
@@ -193,8 +193,8 @@ class Call:
     bang: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+@node
+class Block(Node):
     """`{ statements; result }`. As a statement or action body `result` is None."""
 
     statements: tuple[Statement, ...]
@@ -202,16 +202,16 @@ class Block:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Comptime:
+@node
+class Comptime(Node):
     """`comptime expr`: must fold to a constant."""
 
     operand: Expr
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class IfExpr:
+@node
+class IfExpr(Node):
     """`if (c) { …; a } else { …; b }` used as a value."""
 
     condition: Expr
@@ -249,14 +249,14 @@ Expr = Union[  # noqa: UP007 - forward references
 # --- statements -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ExprStatement:
+@node
+class ExprStatement(Node):
     expr: Expr
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Assign:
+@node
+class Assign(Node):
     """`target op value`; op "=" or a compound one ("+=" …). Target: Variable, Map, or (only with "=") Identifier("_"),
     which discards the value."""
 
@@ -266,8 +266,8 @@ class Assign:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Let:
+@node
+class Let(Node):
     """`let $x`, `let $x : type`, `let $x : type = value`."""
 
     name: str
@@ -276,23 +276,23 @@ class Let:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class If:
+@node
+class If(Node):
     condition: Expr
     then: Block
     otherwise: Block | None
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class While:
+@node
+class While(Node):
     condition: Expr
     body: Block
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class ForMap:
+@node
+class ForMap(Node):
     """`for ($kv : @map)`."""
 
     variable: Variable
@@ -301,8 +301,8 @@ class ForMap:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class ForRange:
+@node
+class ForRange(Node):
     """`for ($i : low..high)`, high excluded."""
 
     variable: Variable
@@ -312,8 +312,8 @@ class ForRange:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Unroll:
+@node
+class Unroll(Node):
     """`unroll (count) { … }`."""
 
     count: Expr
@@ -321,8 +321,8 @@ class Unroll:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Jump:
+@node
+class Jump(Node):
     """break, continue, return."""
 
     kind: str
@@ -330,8 +330,8 @@ class Jump:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Defer:
+@node
+class Defer(Node):
     """`defer { … }` / `defer(signal) { … }`: runs later in the task's own context."""
 
     mode: str
@@ -356,8 +356,8 @@ Statement = Union[  # noqa: UP007 - forward references
 # --- top level --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class AttachPoint:
+@node
+class AttachPoint(Node):
     """One attach point as written, quotes included: `kprobe:vfs_read+4`, `uprobe:"/opt/my app":main`. Split and
     canonicalised by `dsl.points`."""
 
@@ -365,8 +365,8 @@ class AttachPoint:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+@node
+class Probe(Node):
     """`[name =] point, point /predicate/ { body }`."""
 
     points: tuple[AttachPoint, ...]
@@ -376,8 +376,8 @@ class Probe:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Macro:
+@node
+class Macro(Node):
     """`macro name($var, expr, @map) { … }`; a parameter's kind is told by its sigil, kept in the name."""
 
     name: str
@@ -388,8 +388,8 @@ class Macro:
     stdlib: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Function:
+@node
+class Function(Node):
     """`fn name($a : type, …) : type { … }`; names of parameters without the dollar."""
 
     name: str
@@ -399,8 +399,8 @@ class Function:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class MapDecl:
+@node
+class MapDecl(Node):
     """`let @a = lruhash(100)`; kind "" for a plain `let @a`."""
 
     name: str
@@ -409,29 +409,29 @@ class MapDecl:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigEntry:
+@node
+class ConfigEntry(Node):
     name: str
     value: str | int | bool
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Import:
+@node
+class Import(Node):
     path: str
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class CText:
+@node
+class CText(Node):
     """A preamble line kept as C: a definition of struct/union/enum/typedef, `#include` or `#define`."""
 
     text: str
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True)
-class Script:
+@node
+class Script(Node):
     """A parsed text. `sources[0]` is the script itself, the others are imports and the standard library."""
 
     sources: tuple[Source, ...]
@@ -442,4 +442,4 @@ class Script:
     macros: tuple[Macro, ...] = ()
     functions: tuple[Function, ...] = ()
     probes: tuple[Probe, ...] = ()
-    extra: dict[str, str] = field(default_factory=dict, compare=False)
+    warnings: tuple[Diagnostic, ...] = ()

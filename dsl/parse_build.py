@@ -6,17 +6,17 @@ assignments, order of the sections, literals) is checked here and raises DslErro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from bpfseal.dsl import ast
+from bpfseal.dsl.node import Node, node
 from bpfseal.dsl.parse_lex import NUMBERED, Token
 from bpfseal.dsl.parse_literals import LiteralError, decode_integer, decode_string
 from bpfseal.dsl.source import Diagnostic, DslError, Source, Span
 
 
-@dataclass(slots=True)
-class _If:
+@node
+class _If(Node):
     """An `if` before it is known whether its value is used."""
 
     condition: ast.Expr
@@ -25,15 +25,15 @@ class _If:
     span: Span
 
 
-@dataclass(slots=True)
-class _Ended:
+@node
+class _Ended(Node):
     """A statement with its semicolon."""
 
     statement: Any
 
 
-@dataclass(slots=True)
-class _Config:
+@node
+class _Config(Node):
     entries: tuple[ast.ConfigEntry, ...]
     span: Span
 

@@ -74,16 +74,8 @@ def tables(grammar: str) -> dict[str, object]:
                 action.append(f"{terminals.index(name)}:{-1 - number[value]}")
         actions.append(" ".join(action))
         gotos.append(" ".join(goto))
-    operators = sorted((t for t in shown.values() if not re.match(r"\w", t)), key=lambda t: (-len(t), t))
-    # what opens and closes is a token of its own even where the grammar calls it by another name
-    pattern = (
-        LAYOUT
-        + "(?:"
-        + "|".join(f"({patterns[name]})" for name in CLASSES)
-        + "|("
-        + "|".join(re.escape(o) for o in operators)
-        + "))?"
-    )
+    operators = [text for text in shown.values() if not re.match(r"\w", text)]
+    pattern = LAYOUT + "(?:" + "|".join(f"({patterns[name]})" for name in CLASSES) + f"|({_operators(operators)}))?"
     return {
         "PATTERN": pattern,
         "TERMINALS": tuple(shown.get(name, name) for name in terminals),
@@ -92,6 +84,16 @@ def tables(grammar: str) -> dict[str, object]:
         "GOTOS": tuple(gotos),
         "END": renumber[parse_table.end_states["start"]],
     }
+
+
+def _operators(operators: list[str]) -> str:
+    """A pattern for any of `operators`, the longest first, in few alternatives: it is compiled at every start."""
+    single = {o for o in operators if len(o) == 1}
+    assigning = {o[0] for o in operators if len(o) == 2 and o[1] == "=" and o[0] in single}
+    rest = [o for o in operators if len(o) > 1 and not (len(o) == 2 and o[0] in assigning and o[1] == "=")]
+    rest.sort(key=lambda o: (-len(o), o))
+    classes = ["[" + "".join(re.escape(o) for o in sorted(group)) + "]" for group in (assigning, single)]
+    return "|".join([*(re.escape(o) for o in rest), classes[0] + "=", classes[1]])
 
 
 def _order(parse_table: Any) -> list[Any]:
@@ -139,6 +141,8 @@ def module(grammar: str) -> str:
         "ACTIONS    a row per state: terminal:action, action > 0 shifts to state action-1, < 0 reduces rule -1-action",
         "GOTOS      a row per state: left side:state",
         '"""',
+        "",
+        "from __future__ import annotations",
         "",
         "# fmt: off",
         "# ruff: noqa: E501",

@@ -11,7 +11,8 @@ first mistake in the text is the one reported.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 from bpfseal.dsl.parse_tables import PATTERN
 from bpfseal.dsl.parse_tables import TERMINALS as TERMINALS
@@ -74,23 +75,28 @@ PATHLESS = _words(
 
 _LAYOUT = r"(?:\s+|//[^\n]*|/\*[\s\S]*?\*/)*"
 _SUFFIXES = rf"(?:{_LAYOUT}(?:\*|\[\s*(?:[0-9]\w*)?\s*\]))*{_LAYOUT}"
+
+
+def _lazy(pattern: str, flags: int = 0) -> Callable[[], re.Pattern[str]]:
+    """A pattern that is compiled when first used: most scripts need few of them."""
+    return cache(lambda: re.compile(pattern, flags))
+
+
 _token = re.compile(PATTERN, re.ASCII)
 _layout = re.compile(_LAYOUT)
-_cast = re.compile(rf'{_SUFFIXES}\){_LAYOUT}(?:[\w$@"(~]|\*(?!=)|-(?![>=])|!(?!=)|&(?![&=]))')
-_operand = re.compile(rf"{_SUFFIXES}[),]")
+_cast = _lazy(rf'{_SUFFIXES}\){_LAYOUT}(?:[\w$@"(~]|\*(?!=)|-(?![>=])|!(?!=)|&(?![&=]))')
+_operand = _lazy(rf"{_SUFFIXES}[),]")
 _brace_follows = re.compile(rf"{_LAYOUT}\{{")
-_deferred = re.compile(rf"{_LAYOUT}(?:\({_LAYOUT}\w+{_LAYOUT}\){_LAYOUT})?\{{")
-_assigned = re.compile(rf"{_LAYOUT}=(?!=)")
+_deferred = _lazy(rf"{_LAYOUT}(?:\({_LAYOUT}\w+{_LAYOUT}\){_LAYOUT})?\{{")
+_assigned = _lazy(rf"{_LAYOUT}=(?!=)")
 _word = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_named = re.compile(rf"([A-Za-z_]\w*){_LAYOUT}=(?!=)", re.ASCII)
+_named = _lazy(rf"([A-Za-z_]\w*){_LAYOUT}=(?!=)", re.ASCII)
 _plain = re.compile(r'[^\s{},/:"]+')
-_quoted = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"')
-_c_open = re.compile(
-    rf"(?:struct|union|enum)\b{_LAYOUT}(?:\w+{_LAYOUT}|\((?:[^()]|\([^()]*\))*\){_LAYOUT})*(?P<end>[{{;])"
-)
-_c_piece = re.compile(r'//[^\n]*|/\*[\s\S]*?\*/|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[{};]')
-_attribute = re.compile(rf"{_LAYOUT}__attribute__{_LAYOUT}\(\((?:[^()]|\([^()]*\))*\)\)")
-_directive = re.compile(r"#(?:[^\n\\]|\\(?:\r?\n|.))*\\?")
+_quoted = _lazy(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"')
+_c_open = _lazy(rf"(?:struct|union|enum)\b{_LAYOUT}(?:\w+{_LAYOUT}|\((?:[^()]|\([^()]*\))*\){_LAYOUT})*(?P<end>[{{;])")
+_c_piece = _lazy(r'//[^\n]*|/\*[\s\S]*?\*/|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[{};]')
+_attribute = _lazy(rf"{_LAYOUT}__attribute__{_LAYOUT}\(\((?:[^()]|\([^()]*\))*\)\)")
+_directive = _lazy(r"#(?:[^\n\\]|\\(?:\r?\n|.))*\\?")
 
 
 class Token:
@@ -133,7 +139,7 @@ def tokens(text: str) -> Iterator[Token]:
 def _item(text: str, position: int) -> Iterator[Token]:
     """The tokens of one thing on the top level."""
     if text[position] == "#":
-        end = _directive.match(text, position).end()  # type: ignore[union-attr]
+        end = _directive().match(text, position).end()  # type: ignore[union-attr]
         yield Token(NUMBER["CTEXT"], text[position:end].rstrip(), position, end)
         return
     found = _word.match(text, position)
@@ -155,13 +161,13 @@ def _item(text: str, position: int) -> Iterator[Token]:
 def _c_definition(text: str, position: int, word: str) -> int:
     """End of the C definition that starts here, `position` when it is none."""
     if word != "typedef":
-        opened = _c_open.match(text, position)
+        opened = _c_open().match(text, position)
         if opened is None:
             return position
         if opened.group("end") == ";":
             return opened.end()
     depth = 0
-    for piece in _c_piece.finditer(text, position):
+    for piece in _c_piece().finditer(text, position):
         sign = piece.group()
         if sign == "{":
             depth += 1
@@ -169,7 +175,7 @@ def _c_definition(text: str, position: int, word: str) -> int:
             depth -= 1
             if depth == 0 and word != "typedef":
                 end = piece.end()
-                while attribute := _attribute.match(text, end):
+                while attribute := _attribute().match(text, end):
                     end = attribute.end()
                 after = _layout.match(text, end).end()  # type: ignore[union-attr]
                 return after + 1 if text.startswith(";", after) else end
@@ -180,7 +186,7 @@ def _c_definition(text: str, position: int, word: str) -> int:
 
 def _header(text: str, position: int) -> Iterator[Token]:
     """Name, attach points, predicate and body of a probe."""
-    if named := _named.match(text, position):
+    if named := _named().match(text, position):
         yield Token(NUMBER["PROBENAME"], named.group(1), position, named.end())
         position = named.end()
     while True:
@@ -188,9 +194,10 @@ def _header(text: str, position: int) -> Iterator[Token]:
         end = _point(text, position)
         if end > position:
             written = text[position:end]
-            if bad := re.search(r"[^ -~\x80-\U0010ffff]", written):
-                at = position + bad.start()
-                yield Token(ERROR, f"unexpected character {bad.group()!r} in an attach point", at, at + 1)
+            if not written.isprintable():
+                bad = next(c for c in written if not c.isprintable())
+                at = text.index(bad, position)
+                yield Token(ERROR, f"unexpected character {bad!r} in an attach point", at, at + 1)
                 return
             yield Token(NUMBER["POINT"], written, position, end)
             position = _layout.match(text, end).end()  # type: ignore[union-attr]
@@ -233,7 +240,7 @@ def _point(text: str, position: int) -> int:
             continue
         sign = text[position]
         if sign == '"':
-            quoted = _quoted.match(text, position)
+            quoted = _quoted().match(text, position)
             if quoted is None:
                 return text.find("\n", position) if "\n" in text[position:] else len(text)
             position = quoted.end()
@@ -345,20 +352,20 @@ def _kind_of_word(text: str, word: str, end: int, previous: int, before: int, ea
         return IDENT
     kind = RESERVED.get(word)
     if kind is not None:
-        if previous in FIELD_START and _assigned.match(text, end):
+        if previous in FIELD_START and _assigned().match(text, end):
             return IDENT
         if word == "if" and previous in STATEMENT_START:
             return STATEMENTIF
         return kind
     if previous in STATEMENT_START:
         kind = OPENING.get(word)
-        if kind is not None and (word != "defer" or _deferred.match(text, end)):
+        if kind is not None and (word != "defer" or _deferred().match(text, end)):
             return kind
         return IDENT
     if previous == OPEN_PAREN and word not in VALUES and not NUMBERED.match(word):
         if before in OPERAND_KEYWORDS:
-            return TYPENAME if _operand.match(text, end) else IDENT
+            return TYPENAME if _operand().match(text, end) else IDENT
         called = before == IDENT or (before == NUMBER["!"] and earlier == IDENT)
-        if not called and _cast.match(text, end):
+        if not called and _cast().match(text, end):
             return TYPENAME
     return IDENT

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
 
+from bpfseal.dsl.node import Node, node
 from bpfseal.errors import BpfsealError
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Half-open range of character offsets into `Source.text` of the source numbered `source`."""
+@node
+class Span(Node):
+    """Half-open range of character offsets into `Source.text` of the source numbered `source`.
+
+    `via` is the call site of the macro whose expansion the text belongs to, with its own `via` for macros in macros.
+    """
 
     start: int
     end: int
     source: int = 0
+    via: Span | None = None
 
 
 NOWHERE = Span(0, 0, -1)
 
 
-@dataclass(frozen=True)
 class Source:
     """One text with a name for messages: a file name, "stdin", "command line" or "stdlib/NAME"."""
 
-    text: str
-    name: str
-    _starts: list[int] = field(default_factory=list, repr=False, compare=False)
+    __slots__ = ("_starts", "name", "text")
+
+    def __init__(self, text: str, name: str) -> None:
+        self.text = text
+        self.name = name
+        self._starts: list[int] = []
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Source) and (self.text, self.name) == (other.text, other.name)
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.name))
+
+    def __repr__(self) -> str:
+        return f"Source(name={self.name!r}, text={self.text!r})"
 
     def position(self, offset: int) -> tuple[int, int]:
         """1-based (line, column) of a character offset."""
@@ -44,8 +59,8 @@ class Source:
         return self.text[start : end if end >= 0 else len(self.text)]
 
 
-@dataclass(frozen=True)
-class Diagnostic:
+@node
+class Diagnostic(Node):
     """One finding. `severity` is "error", "warning" or "note"; `hint` says what would be right."""
 
     severity: str
@@ -91,6 +106,10 @@ def render(diagnostic: Diagnostic, sources: list[Source]) -> str:
         lines += [text[start : start + 160], " " * (column - 1 - start) + "~" * min(width, 120)]
     if diagnostic.hint:
         lines.append(f"HINT: {diagnostic.hint}")
-    for message, at in diagnostic.trail:
+    trail = list(diagnostic.trail)
+    while span.via is not None:
+        span = span.via
+        trail.append(("expanded from here", Span(span.start, span.end, span.source)))
+    for message, at in trail:
         lines.append(render(Diagnostic("note", message, at), sources))
     return "\n".join(lines)
