@@ -310,7 +310,7 @@ def start_private(policy: str = "", *, unsafe: bool = False, audit: str = "") ->
         ]
         child = os.posix_spawn(
             sys.executable,
-            [sys.executable, "-I", "-S", "-c", _START, "\n".join(_folders()), *settings],
+            [sys.executable, "-I", "-S", "-c", _START, "\n".join(import_folders()), *settings],
             {},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
@@ -328,7 +328,7 @@ def start_private(policy: str = "", *, unsafe: bool = False, audit: str = "") ->
     return SignerClient(ours, mode="private", child=child)
 
 
-def _folders() -> list[str]:
+def import_folders() -> list[str]:
     """Where the helper may import from, beside the standard library."""
     import bpfseal
 

@@ -183,6 +183,12 @@ class Service:
             },
         )
 
+    def open(self) -> None:
+        """Write the first record now instead of with the first request: a log that cannot be written is told at
+        start. Raises AuditError."""
+        with self._audit as log:
+            self._begin(log)
+
     # Verbs -------------------------------------------------------------------------------------------------------
 
     def _prepare_seal(self, who: Identity, request: protocol.Seal) -> Callable[[int], Outcome]:

@@ -23,6 +23,7 @@ from bpfseal.signer.seal import Sealer
 from bpfseal.signer.server import Server
 from bpfseal.signer.service import Facts, FixedPolicy, PolicySource, Service
 from bpfseal.signer.syscall import syscall
+from bpfseal.signer.system import Settings, Supervisor, account, listen
 
 SOCKET_FD = 3
 # What is read after start: the peers' cgroups and our own memory figures, BTF of modules loaded later.
@@ -35,6 +36,10 @@ def say(line: str) -> None:
         os.write(2, f"bpfseal signer: {line}\n".encode())
     except OSError:
         pass
+
+
+def _nothing(line: str) -> None:
+    """Private helpers keep quiet."""
 
 
 def make_keys(root: str, life: int) -> tuple[Keys, Abi, str]:
@@ -71,6 +76,17 @@ def private(arguments: list[str]) -> None:
     settings = dict(item.split("=", 1) for item in arguments)
     try:
         _private(settings)
+    except BpfsealError as error:
+        say(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+        raise SystemExit(1) from None
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the system's helper, started by `bpfseal signer run` in isolated mode."""
+    given = dict(item.split("=", 1) for item in arguments)
+    admins = tuple(int(uid) for uid in given.pop("admins").split(",") if uid)
+    try:
+        system(Settings(**given | {"life": int(given["life"]), "admins": admins}))  # type: ignore[arg-type]
     except BpfsealError as error:
         say(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
         raise SystemExit(1) from None
@@ -116,6 +132,42 @@ def _private(settings: dict[str, str]) -> None:
     service.close()
 
 
+def system(settings: Settings) -> None:
+    """Run the system's helper until it is told to stop."""
+    os.umask(0o077)
+    supervisor = Supervisor()
+    os.environ.clear()
+    uid, gid = account(settings.user)
+    policy = PolicyFile(settings.policy)
+    policy.current()
+    audit = AuditLog(settings.audit, anchor=settings.anchor)
+    listener = listen(settings.socket)
+    try:
+        keys, abi, root = make_keys(settings.root, settings.life)
+        confinement = harden.Confinement(
+            uid=uid,
+            gid=gid,
+            writable=(os.path.dirname(audit.path),),
+            readable=(*READABLE, os.path.dirname(os.path.abspath(settings.policy))),
+            listening=True,
+            token=root == "token",
+        )
+        admins = frozenset((0, os.geteuid() if uid is None else uid, *settings.admins))
+        facts = Facts("system", os.getpid(), root, settings.policy)
+        service, server = _serve(
+            confinement, facts, keys, abi, policy, audit, admins, listener=listener, heartbeat=supervisor.heartbeat
+        )
+        service.open()
+        say(f"ready at {settings.socket}" + (f"; this kernel verifies nothing: {abi.why}" if not abi.version else ""))
+        supervisor.tell("READY=1")
+        server.run()
+        supervisor.tell("STOPPING=1")
+        server.close()
+        service.close()
+    finally:
+        listener.close()
+
+
 def _serve(
     confinement: harden.Confinement,
     facts: Facts,
@@ -131,7 +183,8 @@ def _serve(
 ) -> tuple[Service, Server]:
     """Put the parts together, then confine this process."""
     sealer = Sealer(keys, abi, bind_tgid=in_initial_pid_namespace())
-    service = Service(facts, keys, sealer, policy, audit, admins=admins, say=say)
+    journal = say if facts.mode == "system" else _nothing
+    service = Service(facts, keys, sealer, policy, audit, admins=admins, say=say, journal=journal)
     server = Server(service, single=single, listener=listener, heartbeat=heartbeat)
     service.facts = replace(facts, hardening=harden.confine(confinement))
     return service, server
