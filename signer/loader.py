@@ -151,10 +151,10 @@ def emit(bundle: Bundle, terms: Terms) -> Loader:
     size = context_size(layout.maps, layout.programs)
     if size > MAX_CONTEXT:
         raise BpfsealError(f"{layout.maps + layout.programs} maps and programs do not fit a loader's context")
-    return Loader(_Code(layout, terms, metadata).bytes(), metadata, size)
+    return Loader(Code(layout, terms, metadata).bytes(), metadata, size)
 
 
-class _Code:
+class Code:
     """Emits the instructions. r7 is the metadata value, r6 first the map then the value's address as a number, r8 and
     r9 the record and the index of the loop at hand, [r10-8] the context."""
 
