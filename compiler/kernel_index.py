@@ -18,8 +18,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import sys
-import tempfile
 import zlib
 from array import array as packed
 from bisect import bisect_left
@@ -86,19 +84,14 @@ def cache_directory() -> Path:
 
 def identity(data: bytes | mmap.mmap) -> bytes:
     """16 bytes that differ between kernels: build id and BTF size, header and samples of its contents."""
-    import hashlib
-
-    digest = hashlib.sha256(sys.byteorder.encode())
     try:
-        digest.update(Path("/sys/kernel/notes").read_bytes())
+        build = Path("/sys/kernel/notes").read_bytes()
     except OSError:
-        digest.update(os.uname().version.encode())
-    digest.update(len(data).to_bytes(8, "little"))
+        build = os.uname().version.encode()
     step = max(len(data) // 32, 1)
-    for at in range(0, len(data), step):
-        digest.update(data[at : at + 64])
-    digest.update(data[-64:])
-    return digest.digest()[:16]
+    samples = b"".join(data[at : at + 64] for at in range(0, len(data), step)) + data[-64:]
+    # Checksums do: nobody but this user can put a file where the index is read from.
+    return struct.pack("=IIII", zlib.crc32(build), zlib.adler32(build), zlib.crc32(samples), len(data))
 
 
 def load(data: bytes | mmap.mmap, directory: Path | None = None) -> Index:
@@ -183,6 +176,8 @@ def _store(path: Path, blob: bytes) -> None:
         status = path.parent.lstat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o170022 != 0o040000:
             return
+        import tempfile
+
         fd, temporary = tempfile.mkstemp(prefix=".btf-", dir=path.parent)
         try:
             with open(fd, "wb") as file:

@@ -125,7 +125,7 @@ def test_unknown_perf_tracepoint() -> None:
 
 
 def test_many_perf_tracepoints_are_off_at_once() -> None:
-    """Closing one after the other takes 72 ms each; detaching must take neither that long nor leave a program running."""
+    """Detaching takes neither 72 ms for each nor leaves a program running."""
     names = [*[name for category, name in _events() if category == "syscalls"][:40], "sys_enter_getppid"]
     with kit.counter(kit.TRACEPOINT, pid=os.getpid()) as program:
         links = [attach(spec("perf_tracepoint", f"syscalls:{n}"), program.prog, HERE) for n in dict.fromkeys(names)]

@@ -1,0 +1,56 @@
+"""`RealEnvironment`: this machine, as the checker asks about it (`dsl.env.Environment`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bpfseal.dsl.env import Args, AttachSpec, Point, Target
+from bpfseal.dsl.types import Enum, RecordInfo, Type
+from bpfseal.runtime.probes import provider
+from bpfseal.runtime.probes.world import World
+
+
+class RealEnvironment:
+    """Probe points, kernel types and constants of the running machine, seen for one traced target."""
+
+    def __init__(self, target: Target | None = None) -> None:
+        self.world = World(target)
+        self.target = self.world.target
+        self._expanded: dict[AttachSpec, Sequence[Point]] = {}
+        self._arguments: dict[Point, Args] = {}
+
+    def expand(self, spec: AttachSpec) -> Sequence[Point]:
+        if spec not in self._expanded:
+            self._expanded[spec] = provider(spec.kind).expand(self.world, spec)
+        return self._expanded[spec]
+
+    def args(self, point: Point) -> Args:
+        if point not in self._arguments:
+            self._arguments[point] = provider(point.kind).args(self.world, point)
+        return self._arguments[point]
+
+    def record(self, name: str) -> RecordInfo | None:
+        return self.world.types.record(name) if self.world.types is not None else None
+
+    def type_named(self, name: str) -> Type | None:
+        return self.world.types.type_named(name) if self.world.types is not None else None
+
+    def enum(self, type: Enum) -> dict[int, str] | None:
+        return self.world.types.enum(type.name) if self.world.types is not None else None
+
+    def constant(self, name: str) -> tuple[int, Type] | None:
+        from bpfseal.compiler.kernel_constants import macro
+
+        found = self.world.types.constant(name) if self.world.types is not None else None
+        return found if found is not None else macro(name)
+
+    def kernel_symbol(self, name: str) -> int | None:
+        return self.world.functions.address(name)
+
+    def kfunc(self, name: str) -> bool:
+        return self.world.types.kfunc(name) if self.world.types is not None else False
+
+    def suggest(self, what: str, name: str) -> list[str]:
+        from bpfseal.runtime.suggest import near
+
+        return near(self.world, what, name)
