@@ -105,6 +105,12 @@ class Environment(Protocol):
     def kernel_symbol(self, name: str) -> int | None:
         """Address of a kernel symbol."""
 
+    def user_symbol(self, path: str, name: str) -> tuple[int, int] | None:
+        """(address in the file, size in bytes) of a symbol of an ELF file."""
+
+    def cgroup_id(self, path: str) -> int | None:
+        """Id of the cgroup (version 2) at a path."""
+
     def kfunc(self, name: str) -> bool:
         """Whether the kernel has the kfunc."""
 

@@ -27,8 +27,8 @@ class Int:
 
     bits: int = 64
     signed: bool = True
-    flexible: bool = field(default=False, compare=False)
-    space: str = field(default="", compare=False)
+    flexible: bool = field(default=False, compare=False, repr=False)
+    space: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{'' if self.signed else 'u'}int{self.bits}"

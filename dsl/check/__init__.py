@@ -1,0 +1,89 @@
+"""From the syntax tree to the typed script: names, types, conversions, and every mistake with its place.
+
+`check` is pure but for what the Environment answers. How it goes about it is told in `state`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bpfseal.dsl import ast, typed
+from bpfseal.dsl.check import expressions, functions, limits, maps, probes, settings, statements
+from bpfseal.dsl.check.state import Memory, State
+from bpfseal.dsl.env import Environment
+from bpfseal.dsl.source import Diagnostic, DslError
+
+__all__ = ["check"]
+
+MAX_WALKS = 60
+
+
+@dataclass(frozen=True)
+class _Walk:
+    state: State
+    probes: tuple[typed.Probe, ...]
+    functions: tuple[typed.Function, ...]
+    maps: tuple[typed.MapDef, ...]
+
+
+def check(
+    script: ast.Script, env: Environment, config_overrides: Mapping[str, str | int | bool] | None = None
+) -> typed.TypedScript:
+    """The typed script. `config_overrides`: variables that win over the script's config block.
+
+    Raises DslError with every error that was found, warnings included.
+    """
+    config, findings = settings.effective(script.config, config_overrides)
+    memory = Memory()
+    first = State(env, config, memory, expressions.table(), statements.table())
+    first.diagnostics += findings
+    for decl in script.maps:
+        maps.declare(first, decl)
+    groups = probes.resolve(first, script)
+    if not script.probes and not first.diagnostics:
+        first.error(probes.span_of(script), "the script has no probes", "for example: begin { print(1); }")
+    elif not groups and not any(d.severity == "error" for d in first.diagnostics):
+        first.error(probes.span_of(script), "there is nothing to attach to: no probe point of the script exists")
+    walk = _settle(script, env, config, memory, groups)
+    findings = _ordered([*first.diagnostics, *walk.state.diagnostics])
+    if any(d.severity == "error" for d in findings):
+        raise DslError(findings, list(script.sources))
+    return typed.TypedScript(
+        walk.probes,
+        walk.maps,
+        walk.functions,
+        config,
+        script.sources,
+        dict(sorted(walk.state.records.items())),
+        dict(sorted(walk.state.enums.items())),
+        tuple(findings),
+    )
+
+
+def _settle(
+    script: ast.Script,
+    env: Environment,
+    config: dict[str, str | int | bool],
+    memory: Memory,
+    groups: list[probes.Group],
+) -> _Walk:
+    """Walk until no type changes any more."""
+    for n in range(MAX_WALKS):
+        memory.changed = False
+        state = State(env, config, memory, expressions.table(), statements.table())
+        done = functions.translate(state, script)
+        translated = tuple(probes.translate(state, group) for group in groups)
+        if not memory.changed:
+            maps.settle(state)
+        if not memory.changed or n == MAX_WALKS - 1:
+            break
+    found = tuple(maps.finish(state))
+    limits.maps(state)
+    return _Walk(state, translated, done, found)
+
+
+def _ordered(findings: list[Diagnostic]) -> list[Diagnostic]:
+    """By place in the script; a finding that several points share once."""
+    unique = {(d.severity, d.message, d.span): d for d in findings}
+    return sorted(unique.values(), key=lambda d: (d.span.source, d.span.start, d.span.end, d.message))

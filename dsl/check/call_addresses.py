@@ -1,0 +1,279 @@
+"""Functions on addresses: symbols, registers, address spaces, stacks, network addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from bpfseal.dsl import ast, typed
+from bpfseal.dsl.check import arguments, fold
+from bpfseal.dsl.check.arguments import Rule
+from bpfseal.dsl.check.conversions import as_int, to_int
+from bpfseal.dsl.check.state import State, nothing
+from bpfseal.dsl.table import near
+from bpfseal.dsl.table_config import STACK_MODES
+from bpfseal.dsl.types import (
+    I64,
+    U8,
+    U32,
+    U64,
+    Array,
+    Enum,
+    Inet,
+    Int,
+    Mac,
+    Ptr,
+    Record,
+    Stack,
+    Str,
+    Sym,
+    Type,
+    size_of,
+)
+
+# struct pt_regs of x86-64, arch/x86/include/asm/ptrace.h.
+REGISTERS = [
+    "r15",
+    "r14",
+    "r13",
+    "r12",
+    "bp",
+    "bx",
+    "r11",
+    "r10",
+    "r9",
+    "r8",
+    "ax",
+    "cx",
+    "dx",
+    "si",
+    "di",
+    "orig_ax",
+    "ip",
+    "cs",
+    "flags",
+    "sp",
+    "ss",
+]  # in order of memory
+
+MAX_STACK_DEPTH = 1024
+DEFAULT_STACK_DEPTH = 127  # PERF_MAX_STACK_DEPTH, include/uapi/linux/perf_event.h
+
+AF_INET, AF_INET6 = 2, 10
+
+
+def symbol(c: State, node: ast.Call) -> typed.Expr:
+    """ksym and usym."""
+    expr = arguments.value(c, node, 0)
+    if expr is None:
+        return nothing(node.span)
+    if not isinstance(expr.type, Int | Enum | Ptr):
+        return c.error(expr.span, f"{node.name}() expects an integer or pointer argument, not {expr.type}")
+    space = "kernel" if node.name == "ksym" else "user"
+    return typed.Call(node.name, (to_int(expr, U64),), Sym(space), node.span)
+
+
+def kaddr(c: State, node: ast.Call) -> typed.Expr:
+    name = arguments.name(c, node, 0)
+    if name is None:
+        return nothing(node.span)
+    address = c.env.kernel_symbol(name)
+    if address is None:
+        return c.error(
+            node.args[0].span,
+            f"could not resolve the kernel symbol '{name}'",
+            "/proc/kallsyms lists the symbols; addresses are hidden without CAP_SYSLOG",
+        )
+    options = {"symbol": name, "address": address}
+    return typed.Call("kaddr", (), Int(64, False, space="kernel"), node.span, options)
+
+
+def percpu_kaddr(c: State, node: ast.Call) -> typed.Expr:
+    name = arguments.name(c, node, 0)
+    if name is None:
+        return nothing(node.span)
+    args: tuple[typed.Expr, ...] = ()
+    if len(node.args) > 1:
+        cpu = arguments.integer(c, node, 1, U32)
+        if cpu is None:
+            return nothing(node.span)
+        args = (cpu,)
+    return typed.Call("percpu_kaddr", args, Int(64, False, space="kernel"), node.span, {"symbol": name})
+
+
+def uaddr(c: State, node: ast.Call) -> typed.Expr:
+    name = arguments.name(c, node, 0)
+    if name is None:
+        return nothing(node.span)
+    path = c.place.points[0].module if c.place.points else ""
+    found = c.env.user_symbol(path, name)
+    if found is None:
+        return c.error(node.args[0].span, f"could not resolve the symbol '{name}' of {path}", f"nm {path} lists them")
+    address, size = found
+    bits = size * 8 if size in (1, 2, 4) else 64
+    options = {"symbol": name, "module": path, "address": address}
+    return typed.Call("uaddr", (), Ptr(Int(bits, False), "user"), node.span, options)
+
+
+def reg(c: State, node: ast.Call) -> typed.Expr:
+    name = arguments.name(c, node, 0)
+    if name is None:
+        return nothing(node.span)
+    if name not in REGISTERS:
+        close = near(name.removeprefix("r").removeprefix("e"), REGISTERS, 2)
+        hint = "did you mean " + " or ".join(close) + "?" if close else "registers are " + " ".join(sorted(REGISTERS))
+        return c.error(node.args[0].span, f"'{name}' is not a register of x86_64", hint)
+    return typed.Call("reg", (), Int(64, False, space=c.place.space), node.span, {"register": name})
+
+
+def space(c: State, node: ast.Call) -> typed.Expr:
+    """kptr and uptr."""
+    expr = arguments.value(c, node, 0)
+    if expr is None:
+        return nothing(node.span)
+    where = "kernel" if node.name == "kptr" else "user"
+    match expr.type:
+        case Ptr(to=to, space=have):
+            return expr if have == where else typed.Cast(expr, Ptr(to, where), expr.span)
+        case Int(bits=bits, signed=signed):
+            if bits == 64 and isinstance(expr, typed.Builtin | typed.Call | typed.ArgField | typed.MapRead):
+                return typed.Cast(expr, Int(64, signed, False, where), expr.span)
+            return typed.Cast(to_int(expr, U64), Int(64, False, False, where), expr.span)
+        case Array() | Str():
+            found = arguments.address(c, expr)
+            if found is not None and isinstance(found.type, Ptr):
+                return typed.Cast(found, Ptr(found.type.to, where), expr.span)
+        case _:
+            pass
+    return c.error(expr.span, f"{node.name}() only supports integer or pointer arguments, not {expr.type}")
+
+
+def stack(c: State, node: ast.Call) -> typed.Expr:
+    """kstack and ustack, with a mode, a depth, both or neither."""
+    where = "kernel" if node.name == "kstack" else "user"
+    mode, depth, at = str(c.config["stack_mode"]), DEFAULT_STACK_DEPTH, 0
+    if node.args:
+        word = arguments.word(node, 0)
+        if word is not None and c.env.constant(word) is None:
+            if word not in STACK_MODES:
+                return c.error(
+                    node.args[0].span,
+                    f"{node.name}(): invalid stack mode '{word}'",
+                    "modes are " + ", ".join(STACK_MODES),
+                )
+            mode, at = word, 1
+        elif len(node.args) == 2:
+            return c.error(node.args[0].span, f"{node.name}() expects the stack mode first", f"{node.name}(perf, 3)")
+    elif where == "kernel" and mode == "build_id":
+        c.warn(node.span, "'build_id' is for user stacks only, the kernel's is shown raw")
+        mode = "raw"
+    if at < len(node.args):
+        found = arguments.number(c, node, at, "the limit", 1)
+        if found is None:
+            return nothing(node.span)
+        if found > MAX_STACK_DEPTH:
+            return c.error(
+                node.args[at].span, f"{node.name}(): the limit must not exceed {MAX_STACK_DEPTH}, it is {found}"
+            )
+        depth = found
+    if where == "kernel" and mode == "build_id":
+        return c.error(node.span, "'build_id' is for user stacks only")
+    return typed.Call(node.name, (), Stack(where, mode, depth), node.span, {"mode": mode, "depth": depth})
+
+
+# --- network --------------------------------------------------------------------------------------------------------
+
+
+def ntop(c: State, node: ast.Call) -> typed.Expr:
+    family: typed.Expr | None = None
+    if len(node.args) == 2:
+        family = arguments.integer(c, node, 0, I64)
+        if family is None:
+            return nothing(node.span)
+    expr = arguments.value(c, node, len(node.args) - 1)
+    if expr is None:
+        return nothing(node.span)
+    match expr.type:
+        case Int() | Enum():
+            size, expr = 4, to_int(expr, U32)
+        case Array() | Str():
+            size = size_of(expr.type)
+        case _:
+            return c.error(expr.span, f"ntop() expects an integer or array argument, not {expr.type}")
+    if size not in (4, 16):
+        return c.error(expr.span, f"ntop() expects 4 or 16 bytes, {expr.type} has {size}")
+    if family is None:
+        family = typed.Int(AF_INET if size == 4 else AF_INET6, I64, node.span)
+    return typed.Call("ntop", (family, expr), Inet(), node.span)
+
+
+def pton(c: State, node: ast.Call) -> typed.Expr:
+    name = arguments.name(c, node, 0)
+    if name is None:
+        return nothing(node.span)
+    try:
+        packed = ipaddress.ip_address(name).packed
+    except ValueError:
+        return c.error(node.args[0].span, f"pton() expects a valid IPv4 or IPv6 address, not '{name}'")
+    return typed.Call("pton", (), Array(U8, len(packed)), node.span, {"bytes": packed})
+
+
+def macaddr(c: State, node: ast.Call) -> typed.Expr:
+    expr = arguments.value(c, node, 0)
+    if expr is None:
+        return nothing(node.span)
+    if isinstance(expr, typed.StrLit):
+        return c.error(expr.span, "macaddr() does not take string literals")
+    if isinstance(expr.type, Array | Str):
+        if size_of(expr.type) < 6:
+            return c.error(expr.span, f"macaddr() needs at least 6 bytes, {expr.type} has {size_of(expr.type)}")
+        return typed.Call("macaddr", (expr,), Mac(), node.span)
+    found = arguments.pointer(c, expr)
+    if found is None:
+        return c.error(expr.span, f"macaddr() only supports array or pointer arguments, not {expr.type}")
+    return typed.Call("macaddr", (found,), Mac(), node.span)
+
+
+def bswap(c: State, node: ast.Call) -> typed.Expr:
+    expr = arguments.value(c, node, 0)
+    if expr is None:
+        return nothing(node.span)
+    integer = as_int(expr.type)
+    if integer is None:
+        return c.error(expr.span, f"bswap() only supports integer arguments, not {expr.type}")
+    type: Type = Int(integer.bits, False)
+    known = fold.constant(expr)
+    if known is not None:
+        size = integer.bits // 8
+        swapped = int.from_bytes((known & ((1 << integer.bits) - 1)).to_bytes(size, "little"), "big")
+        return typed.Int(swapped, type, node.span)
+    return typed.Call("bswap", (to_int(expr, type),), type, node.span)
+
+
+def socket_cookie(c: State, node: ast.Call) -> typed.Expr:
+    expr = arguments.value(c, node, 0)
+    if expr is None:
+        return nothing(node.span)
+    match expr.type:
+        case Ptr(to=Record(name="struct sock")):
+            return typed.Call("socket_cookie", (expr,), U64, node.span)
+        case _:
+            return c.error(expr.span, f"socket_cookie() expects a 'struct sock *', not {expr.type}")
+
+
+RULES: dict[str, Rule] = {
+    "ksym": symbol,
+    "usym": symbol,
+    "kaddr": kaddr,
+    "percpu_kaddr": percpu_kaddr,
+    "uaddr": uaddr,
+    "reg": reg,
+    "kptr": space,
+    "uptr": space,
+    "kstack": stack,
+    "ustack": stack,
+    "ntop": ntop,
+    "pton": pton,
+    "macaddr": macaddr,
+    "bswap": bswap,
+    "socket_cookie": socket_cookie,
+}

@@ -1,0 +1,223 @@
+"""Functions on strings and memory."""
+
+from __future__ import annotations
+
+from bpfseal.dsl import ast, typed
+from bpfseal.dsl.check import arguments, fold
+from bpfseal.dsl.check.access import place_of
+from bpfseal.dsl.check.arguments import Rule
+from bpfseal.dsl.check.conversions import to_int
+from bpfseal.dsl.check.operators import number
+from bpfseal.dsl.check.state import State, nothing
+from bpfseal.dsl.types import BOOL, I32, I64, U32, U64, Array, Buf, Int, Ptr, Str, size_of
+from bpfseal.dsl.words import ERRORS, SIGNALS, SYSCALLS
+
+COMM_SIZE = 16
+
+
+def limit(c: State) -> int:
+    return int(c.config["max_strlen"])
+
+
+def str_(c: State, node: ast.Call) -> typed.Expr:
+    expr = arguments.value(c, node, 0)
+    if expr is None:
+        return nothing(node.span)
+    size, length = limit(c), None
+    if len(node.args) == 2:
+        counted = arguments.integer(c, node, 1, U64)
+        if counted is None:
+            return nothing(node.span)
+        known = fold.constant(arguments.value(c, node, 1) or counted)
+        if known is None:
+            length = counted
+        elif known < 0:
+            return c.error(counted.span, f"str() cannot use a negative length ({known})")
+        elif known + 1 > size:
+            c.warn(counted.span, f"the length {known} is too long and is shortened to {size} bytes", "see max_strlen")
+        else:
+            size = known + 1
+    return read(c, expr, size, length, node)
+
+
+def read(c: State, expr: typed.Expr, size: int, length: typed.Expr | None, node: ast.Call) -> typed.Expr:
+    """The string at an address, or a string cut to `size`."""
+    type = expr.type
+    if isinstance(type, Str):
+        if length is not None:
+            args: tuple[typed.Expr, ...] = (typed.AddressOf(expr, Ptr(type, place_of(expr)), expr.span), length)
+            return typed.Call("str", args, Str(min(size, type.size)), node.span, {"size": min(size, type.size)})
+        if size >= type.size:
+            return expr
+        if isinstance(expr, typed.StrLit):
+            return number(expr.value[: size - 1], node.span)
+        return typed.Cast(expr, Str(size), node.span)
+    if isinstance(type, Array) and size_of(type.element) == 1:
+        found: typed.Expr | None = typed.AddressOf(expr, Ptr(type, place_of(expr)), expr.span)
+        size = min(size, type.count + 1)
+    else:
+        found = arguments.pointer(c, expr)
+    if found is None:
+        return c.error(expr.span, f"str() expects a string, an integer or a pointer, not {type}")
+    return typed.Call("str", (found,) if length is None else (found, length), Str(size), node.span, {"size": size})
+
+
+def buf(c: State, node: ast.Call) -> typed.Expr:
+    expr = arguments.value(c, node, 0)
+    if expr is None:
+        return nothing(node.span)
+    most = limit(c) - 4
+    length: typed.Expr | None = None
+    if len(node.args) == 2:
+        counted = arguments.integer(c, node, 1, U64)
+        if counted is None:
+            return nothing(node.span)
+        known = fold.constant(arguments.value(c, node, 1) or counted)
+        if known is None:
+            length = counted
+        elif known < 0:
+            return c.error(counted.span, f"buf() cannot use a negative length ({known})")
+        else:
+            most = min(most, known)
+    elif isinstance(expr.type, Array):
+        most = min(most, size_of(expr.type))
+    else:
+        return c.error(node.span, f"buf() expects a length for a value of type {expr.type}", "buf(data, length)")
+    if isinstance(expr.type, Array | Str):
+        found: typed.Expr | None = expr
+        most = min(most, size_of(expr.type)) if length is None else most
+    else:
+        found = arguments.pointer(c, expr)
+    if found is None:
+        return c.error(expr.span, f"buf() expects an integer, string, pointer or array, not {expr.type}")
+    return typed.Call("buf", (found,) if length is None else (found, length), Buf(most), node.span, {"size": most})
+
+
+def string(c: State, node: ast.Call, index: int) -> typed.Expr | None:
+    """An argument that is a string, or becomes one from an address; None (and a report) otherwise."""
+    expr = arguments.value(c, node, index)
+    if expr is None or isinstance(expr.type, Str):
+        return expr
+    if isinstance(expr.type, Ptr) or (isinstance(expr.type, Array) and size_of(expr.type.element) == 1):
+        return read(c, expr, limit(c), None, node)
+    c.error(expr.span, f"{node.name}() expects a string here, not {expr.type}", "use str() to read one from an address")
+    return None
+
+
+def strncmp(c: State, node: ast.Call) -> typed.Expr:
+    a, b, count = string(c, node, 0), string(c, node, 1), arguments.number(c, node, 2, "the length")
+    if a is None or b is None or count is None:
+        return nothing(node.span)
+    left, right = fold.literal(a), fold.literal(b)
+    if isinstance(left, bytes) and isinstance(right, bytes):
+        return typed.Int(int(left[:count] != right[:count]), U64, node.span)
+    return typed.Call("strncmp", (a, b), U64, node.span, {"n": count})
+
+
+def strlen(c: State, node: ast.Call) -> typed.Expr:
+    expr = arguments.value(c, node, 0)
+    if expr is None:
+        return nothing(node.span)
+    known = fold.literal(expr)
+    if isinstance(known, bytes):
+        return typed.Int(len(known.split(b"\0")[0]), U64, node.span)
+    if isinstance(expr.type, Array) and size_of(expr.type.element) == 1:
+        return typed.Call("strlen", (expr,), U64, node.span)
+    found = string(c, node, 0)
+    return nothing(node.span) if found is None else typed.Call("strlen", (found,), U64, node.span)
+
+
+def strcap(c: State, node: ast.Call) -> typed.Expr:
+    expr = arguments.value(c, node, 0)
+    if expr is None:
+        return nothing(node.span)
+    match expr.type:
+        case Str(size=size):
+            return number(size, node.span)
+        case Array(count=count):
+            return number(count, node.span)
+        case _:
+            return strlen(c, node)
+
+
+def search(c: State, node: ast.Call) -> typed.Expr:
+    """strcontains and strstr."""
+    a, b = string(c, node, 0), string(c, node, 1)
+    if a is None or b is None:
+        return nothing(node.span)
+    text, part = fold.literal(a), fold.literal(b)
+    yes = node.name == "strcontains"
+    if isinstance(text, bytes) and isinstance(part, bytes):
+        return number(part in text if yes else text.find(part), node.span)
+    return typed.Call(node.name, (a, b), BOOL if yes else I64, node.span)
+
+
+def concat(c: State, node: ast.Call) -> typed.Expr:
+    a, b = string(c, node, 0), string(c, node, 1)
+    if a is None or b is None:
+        return nothing(node.span)
+    left, right = fold.literal(a), fold.literal(b)
+    if isinstance(left, bytes) and isinstance(right, bytes):
+        return number(left + right, node.span)
+    size = min(size_of(a.type) + size_of(b.type) - 1, limit(c))
+    return typed.Call("str_concat", (a, b), Str(size), node.span, {"size": size})
+
+
+def memcmp(c: State, node: ast.Call) -> typed.Expr:
+    a, b = arguments.value(c, node, 0), arguments.value(c, node, 1)
+    count = arguments.number(c, node, 2, "the count")
+    if a is None or b is None or count is None:
+        return nothing(node.span)
+    for expr in (a, b):
+        if isinstance(expr.type, Ptr):
+            if expr.type.space != "bpf":
+                return c.error(expr.span, "memcmp() cannot compare foreign memory", "read it with buf() or str() first")
+            continue
+        if not arguments.in_memory(expr.type) and not isinstance(expr.type, Int):
+            return c.error(expr.span, f"memcmp() cannot compare values of type {expr.type}")
+        if count > size_of(expr.type):
+            return c.error(expr.span, f"memcmp(): {count} bytes are more than a {expr.type} has")
+    return typed.Call("memcmp", (a, b), I32, node.span, {"count": count})
+
+
+def _named(names: dict[int, str]) -> Rule:
+    table = {number: name.encode() for number, name in names.items()}
+
+    def rule(c: State, node: ast.Call) -> typed.Expr:
+        expr = arguments.integer(c, node, 0, I32)
+        if expr is None:
+            return nothing(node.span)
+        known = fold.constant(expr)
+        if known is not None:
+            return number(table.get(known, str(known).encode()), node.span)
+        return typed.Call(node.name, (expr,), Str(64), node.span, {"names": table})
+
+    return rule
+
+
+def comm(c: State, node: ast.Call) -> typed.Expr:
+    if not node.args:
+        return typed.Builtin("comm", Str(COMM_SIZE), node.span)
+    pid = arguments.integer(c, node, 0, U32)
+    if pid is None:
+        return nothing(node.span)
+    if not c.env.kfunc("bpf_task_from_pid"):
+        return c.error(node.span, "comm(pid) needs the kfunc bpf_task_from_pid, which this kernel does not have")
+    return typed.Call("comm", (to_int(pid, U32),), Str(COMM_SIZE), node.span)
+
+
+RULES: dict[str, Rule] = {
+    "str": str_,
+    "buf": buf,
+    "strncmp": strncmp,
+    "strlen": strlen,
+    "strcap": strcap,
+    "strcontains": search,
+    "strstr": search,
+    "str_concat": concat,
+    "memcmp": memcmp,
+    "strerror": _named(ERRORS),
+    "signal_name": _named(SIGNALS),
+    "syscall_name": _named(SYSCALLS),
+    "comm": comm,
+}

@@ -1,0 +1,150 @@
+"""Probes: from attach points as written to groups of points that one translation of the body serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bpfseal.dsl import ast, points, typed
+from bpfseal.dsl.check import operators, scopes, statements, walk
+from bpfseal.dsl.check.names import USER_KINDS
+from bpfseal.dsl.check.state import Place, State
+from bpfseal.dsl.env import Args, Point
+from bpfseal.dsl.source import Span
+from bpfseal.dsl.types import BOOL
+from bpfseal.errors import BpfsealError
+
+KERNEL_KINDS = frozenset({"kprobe", "kretprobe", "fentry", "fexit", "tracepoint", "iter", "rawtracepoint", "lsm"})
+
+
+@dataclass(frozen=True)
+class Group:
+    """Points of one written probe that share a translation of its body."""
+
+    probe: ast.Probe
+    id: object
+    points: tuple[Point, ...]
+    args: Args
+
+
+def space_of(kind: str) -> str:
+    """How a probe of `kind` reads an address that nothing else is known of."""
+    if kind in USER_KINDS:
+        return "user"
+    return "kernel" if kind in KERNEL_KINDS else "none"
+
+
+def resolve(c: State, script: ast.Script) -> list[Group]:
+    """All groups of the script; reports points that do not exist as config missing_probes says."""
+    groups: list[Group] = []
+    count = 0
+    for number, probe in enumerate(script.probes):
+        found = _points(c, probe)
+        count += len(found)
+        groups += _grouped(c, probe, number, found)
+        if count > int(c.config["max_probes"]):
+            c.error(
+                probe.points[0].span if probe.points else probe.span,
+                f"the script attaches to {count} points so far, at most {c.config['max_probes']} are allowed",
+                f"narrow the wildcard, or set BPFTRACE_MAX_PROBES={count}",
+            )
+            break
+    limit = int(c.config["max_bpf_progs"])
+    if len(groups) > limit:
+        c.error(
+            groups[limit].probe.span,
+            f"the script becomes {len(groups)} programs, at most {limit} are allowed",
+            "narrow the wildcard, avoid args and probe in it, or raise max_bpf_progs",
+        )
+    _check_iterators(c, groups)
+    return groups
+
+
+def _points(c: State, probe: ast.Probe) -> list[Point]:
+    found: list[Point] = []
+    target = c.env.target
+    for written in probe.points:
+        try:
+            specs = points.specs(written.text, pid=bool(target.pid or target.command), unsafe=target.unsafe)
+            here = [p for spec in specs for p in c.env.expand(spec)]
+        except BpfsealError as error:
+            c.error(written.span, str(error), error.hint)
+            continue
+        if not here:
+            _missing(c, written, specs[0].kind)
+        found += [replace(p, name=probe.name) for p in here] if probe.name else here
+    return found
+
+
+def _missing(c: State, written: ast.AttachPoint, kind: str) -> None:
+    policy = c.config["missing_probes"]
+    if policy == "ignore":
+        return
+    close = c.env.suggest(kind, written.text)[:3]
+    hint = "did you mean " + " or ".join(close) + "?" if close else "bpfseal -l lists what there is"
+    if "*" in written.text or "?" in written.text:
+        message = f"no probe point matches {written.text}"
+    else:
+        message = f"there is no probe point {written.text}"
+    if policy == "warn":
+        c.warn(written.span, message, hint)
+    else:
+        c.error(written.span, message, hint)
+
+
+def _grouped(c: State, probe: ast.Probe, number: int, found: Sequence[Point]) -> list[Group]:
+    """Points that the body cannot tell apart go together."""
+    words = walk.words((probe.predicate, probe.body))
+    named = "probe" in words
+    typed_args = bool(words & {"args", "retval", "ctx"}) or any(w.startswith("arg") for w in words)
+    uses_module = "uaddr" in words
+    together: dict[object, tuple[list[Point], Args]] = {}
+    for position, point in enumerate(found):
+        args = c.env.args(point) if typed_args else Args(None)
+        key: object
+        if named or point.kind == "iter":
+            key = position
+        elif typed_args:
+            extra = tuple(sorted(args.extra.items()))
+            syscall = point.kind == "tracepoint" and point.category == "syscalls"
+            key = (point.kind, syscall, args.context, args.fields, args.returns, extra)
+        else:
+            key = point.kind
+        if uses_module:
+            key = (key, point.module)
+        together.setdefault(key, ([], args))[0].append(point)
+    return [Group(probe, (number, n), tuple(p), a) for n, (p, a) in enumerate(together.values())]
+
+
+def _check_iterators(c: State, groups: Sequence[Group]) -> None:
+    iterators = [g for g in groups if g.points[0].kind == "iter"]
+    if iterators and len(groups) > 1:
+        c.error(iterators[0].probe.span, "an iterator probe cannot be mixed with any other probe")
+
+
+def translate(c: State, group: Group) -> typed.Probe:
+    """The body, for the points of a group."""
+    kind = group.points[0].kind
+    c.place = Place(group.id, kind, group.points, group.args, space_of(kind))
+    c.scopes, c.loops, c.callbacks, c.copy = [], 0, 0, ()
+    probe = group.probe
+    body: list[typed.Stmt] = []
+    with scopes.block(c):
+        if probe.predicate is not None:
+            body += _predicate(c, probe.predicate)
+        body += statements.nested(c, probe.body)
+    return typed.Probe(group.points, group.args, tuple(body), probe.span, c.place.uses_probe_name)
+
+
+def _predicate(c: State, node: ast.Expr) -> list[typed.Stmt]:
+    test = operators.condition(c, node)
+    if isinstance(test, typed.Int) and test.type == BOOL and test.value:
+        return []
+    leave = typed.Jump("return", None, node.span)
+    return [typed.If(typed.Unary("!", test, BOOL, node.span), (leave,), (), node.span)]
+
+
+def span_of(script: ast.Script) -> Span:
+    """The whole script, for messages about nothing in particular."""
+    text = script.sources[0].text if script.sources else ""
+    return Span(0, min(1, len(text)))

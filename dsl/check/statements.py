@@ -1,0 +1,404 @@
+"""Statements: assignments, conditions, loops, jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bpfseal.dsl import ast, typed
+from bpfseal.dsl.check import fold, introspection, maps, operators, scopes, typenames
+from bpfseal.dsl.check.conversions import UNKNOWN, as_int, coerce, is_unknown, promote_int, to_int
+from bpfseal.dsl.check.state import State, StatementHandler, Variable, is_aggregate_read
+from bpfseal.dsl.source import Span
+from bpfseal.dsl.types import (
+    I64,
+    Aggregate,
+    Array,
+    Buf,
+    Int,
+    Ptr,
+    Record,
+    Str,
+    Tuple,
+    Type,
+    Void,
+    is_scalar,
+    size_of,
+)
+
+MAX_UNROLL = 100
+
+
+def body(c: State, nodes: Sequence[ast.Statement]) -> list[typed.Stmt]:
+    """Statements one after the other; what stands after a jump is checked but not kept."""
+    done: list[typed.Stmt] = []
+    jumped = False
+    for node in nodes:
+        if jumped:
+            c.warn(node.span, "unreachable statement")
+        translated = c.statement(node)
+        if not jumped:
+            done += translated
+        jumped = jumped or (bool(translated) and _jumps(translated[-1]))
+    return done
+
+
+def _jumps(statement: typed.Stmt) -> bool:
+    match statement:
+        case typed.Jump():
+            return True
+        case typed.If(then=then, otherwise=otherwise):
+            return bool(then) and bool(otherwise) and _jumps(then[-1]) and _jumps(otherwise[-1])
+        case typed.Scope(body=inner):
+            return bool(inner) and _jumps(inner[-1])
+        case _:
+            return False
+
+
+def leaves(statements: Sequence[typed.Stmt]) -> bool:
+    """Whether statements always end with a jump."""
+    return bool(statements) and _jumps(statements[-1])
+
+
+def nested(c: State, node: ast.Block) -> tuple[typed.Stmt, ...]:
+    """The statements of a block with variables of its own."""
+    with scopes.block(c):
+        done = body(c, node.statements)
+        if node.result is not None:
+            done += expression(c, ast.ExprStatement(node.result, node.result.span))
+    return tuple(done)
+
+
+def block(c: State, node: ast.Block) -> Sequence[typed.Stmt]:
+    done = nested(c, node)
+    return (typed.Scope(done, node.span),) if done else ()
+
+
+# --- expressions for their effect ---------------------------------------------------------------------------------
+
+
+def expression(c: State, node: ast.ExprStatement) -> Sequence[typed.Stmt]:
+    from bpfseal.dsl.check import calls
+
+    expr = node.expr
+    if isinstance(expr, ast.Block):
+        return block(c, expr)
+    if isinstance(expr, ast.IfExpr):
+        return if_(c, ast.If(expr.condition, expr.then, expr.otherwise, expr.span))
+    if isinstance(expr, ast.Ternary):
+        return _ternary(c, expr, node.span)
+    if isinstance(expr, ast.Call):
+        statements = calls.statement(c, expr)
+        if statements is not None:
+            return statements
+    value = c.expr(expr)
+    if is_unknown(value.type) and not isinstance(expr, ast.IncDec):
+        return ()
+    if not isinstance(value.type, Void) and not isinstance(expr, ast.IncDec):
+        c.warn(node.span, "return value discarded", "write _ = … before it if that is what you want")
+    return (typed.Do(value, node.span),)
+
+
+def _ternary(c: State, node: ast.Ternary, span: Span) -> Sequence[typed.Stmt]:
+    """`condition ? print("a") : print("b");` chooses between effects."""
+
+    def arm(expr: ast.Expr) -> ast.Block:
+        return ast.Block((ast.ExprStatement(expr, expr.span),), None, expr.span)
+
+    return if_(c, ast.If(node.condition, arm(node.then), arm(node.otherwise), span))
+
+
+# --- assignments ----------------------------------------------------------------------------------------------------
+
+
+def assign(c: State, node: ast.Assign) -> Sequence[typed.Stmt]:
+    value = node.value
+    target = node.target
+    if isinstance(target, ast.Identifier) and target.name == "_" and node.op == "=":
+        return (typed.Do(c.expr(value), node.span),)
+    if node.op != "=":
+        if not isinstance(target, ast.Variable | ast.Map):
+            return _no_target(c, target)
+        value = ast.Binary(node.op[:-1], target, value, node.span)
+    match target:
+        case ast.Variable():
+            return _assign_variable(c, target, value, node.span)
+        case ast.Map():
+            return maps.assign(c, target, value, node.span)
+        case _:
+            return _no_target(c, target)
+
+
+def _no_target(c: State, target: ast.Expr) -> Sequence[typed.Stmt]:
+    if isinstance(target, ast.Member | ast.Index):
+        c.error(
+            target.span, "members and elements cannot be assigned to", "tuples, records and traced memory are constant"
+        )
+    elif isinstance(target, ast.Identifier):
+        c.error(target.span, f"'{target.name}' cannot be assigned to", f"variables start with $: ${target.name}")
+    else:
+        c.error(target.span, "only variables and maps can be assigned to")
+    return ()
+
+
+def _assign_variable(c: State, target: ast.Variable, value: ast.Expr, span: Span) -> Sequence[typed.Stmt]:
+    expr = c.expr(value)
+    variable = scopes.find(c, target.name)
+    if variable is None:
+        variable = scopes.declare(c, target.name, target, target.span, "assigned")
+    for captured in c.captures:
+        captured.setdefault(target.name, variable)
+    return store(c, variable, expr, span)
+
+
+def store(c: State, variable: Variable, expr: typed.Expr, span: Span) -> Sequence[typed.Stmt]:
+    """Give a variable a value; it grows for it unless it was declared with a type."""
+    variable.assigned = True
+    name = variable.var.name
+    if is_unknown(expr.type):
+        return ()
+    if isinstance(expr.type, Void | Aggregate):
+        c.error(expr.span, "a call that returns nothing cannot be assigned to a variable")
+        return ()
+    if is_aggregate_read(expr) and not is_unknown(variable.var.type) and as_int(variable.var.type) is None:
+        c.error(span, f"type mismatch for ${name}: it is of type {variable.var.type}, the map's value is a number")
+        return ()
+    if not variable.fixed and not c.grow_variable(variable, expr.type):
+        return _mismatch(c, variable, expr.type, span)
+    converted = coerce(expr, variable.var.type, c.narrowing)
+    if converted is None:
+        return _mismatch(c, variable, expr.type, span)
+    return (typed.AssignVar(variable.var, converted, span),)
+
+
+def _mismatch(c: State, variable: Variable, type: Type, span: Span) -> Sequence[typed.Stmt]:
+    have = variable.var.type
+    hint = None
+    if isinstance(have, Int) and isinstance(type, Int):
+        hint = f"the number does not fit, cast it: ({have})"
+    elif isinstance(have, Str) and isinstance(type, Str):
+        hint = f"the string needs {type.size} bytes with its NUL"
+    elif isinstance(have, Int) and isinstance(type, Ptr):
+        hint = f"cast the pointer: ({have}), or use another variable"
+    name = variable.var.name
+    c.error(
+        span,
+        f"type mismatch for ${name}: it is of type {have}, a value of type {type} does not fit",
+        hint,
+        (f"${name} was {variable.what} here", variable.span),
+    )
+    return ()
+
+
+def let(c: State, node: ast.Let) -> Sequence[typed.Stmt]:
+    type = typenames.of(c, node.type) if node.type is not None else None
+    # the value is evaluated before the name exists
+    value = c.expr(node.value) if node.value is not None else None
+    if scopes.shadowed(c, node.name, node.span, "variable"):
+        return ()
+    if type is not None and not is_unknown(type) and not _declarable(c, type, node):
+        type = UNKNOWN
+    complete = type is not None and not is_unknown(type) and not _open(type)
+    variable = scopes.declare(c, node.name, node, node.span, "declared", type if complete else None)
+    variable.fixed = complete
+    if type is not None and not complete and not is_unknown(type):
+        c.grow_variable(variable, type)
+    if value is not None:
+        return store(c, variable, value, node.span)
+    if is_unknown(variable.var.type):
+        return ()
+    return (typed.AssignVar(variable.var, zero(variable.var.type, node.span), node.span),)
+
+
+def _open(type: Type) -> bool:
+    """Whether a declared type leaves its size to the assignments."""
+    return isinstance(type, Str | Buf) and size_of(type) in (0, 4)
+
+
+def _declarable(c: State, type: Type, node: ast.Let) -> bool:
+    span = node.type.span if node.type is not None else node.span
+    if isinstance(type, Aggregate | Void):
+        c.error(span, f"a variable cannot be of type {type if isinstance(type, Aggregate) else 'void'}")
+        return False
+    if isinstance(type, Array) and type.count == 0:
+        c.error(span, "an array needs a size here")
+        return False
+    if isinstance(type, Record) and c.record(type.name) is None:
+        c.error(span, f"unknown struct or union '{type.name}'")
+        return False
+    return True
+
+
+def zero(type: Type, span: Span) -> typed.Expr:
+    """All bytes zero."""
+    if is_scalar(type):
+        return typed.Int(0, type, span)
+    if isinstance(type, Str):
+        return typed.StrLit(b"", type, span)
+    return typed.Call("zeroed", (), type, span)
+
+
+# --- conditions and loops -------------------------------------------------------------------------------------------
+
+
+def if_(c: State, node: ast.If) -> Sequence[typed.Stmt]:
+    if isinstance(node.condition, ast.Comptime):
+        chosen = introspection.decide(c, node.condition)
+        if chosen is None:
+            return ()
+        branch = node.then if chosen else node.otherwise
+        return block(c, branch) if branch is not None else ()
+    test = operators.condition(c, node.condition)
+    then = nested(c, node.then)
+    otherwise = nested(c, node.otherwise) if node.otherwise is not None else ()
+    return (typed.If(test, then, otherwise, node.span),)
+
+
+def while_(c: State, node: ast.While) -> Sequence[typed.Stmt]:
+    test = operators.condition(c, node.condition)
+    c.loops += 1
+    inside = nested(c, node.body)
+    c.loops -= 1
+    return (typed.While(test, inside, node.span),)
+
+
+def for_map(c: State, node: ast.ForMap) -> Sequence[typed.Stmt]:
+    info = maps.lookup(c, node.map.name, node.map.span)
+    if node.map.key is not None:
+        c.error(node.map.span, "a loop runs over a whole map", f"write @{node.map.name} without a key")
+        return ()
+    if info.keyed is False:
+        c.error(node.map.span, f"@{info.name} has no keys and cannot be iterated over")
+        return ()
+    if info.keyed is None:
+        info.keyed, info.keyed_at = True, node.map.span
+    value = maps.value_type(info)
+    if isinstance(value, Aggregate):
+        c.error(node.map.span, f"a loop cannot run over the map of {value.kind}()", f"print(@{info.name}) shows it")
+        return ()
+    if scopes.shadowed(c, node.variable.name, node.variable.span, "loop variable"):
+        return ()
+    known = info.key is not None and not is_unknown(value)
+    if not known:
+        maps.self_started(c, info)
+    type: Type = Tuple((info.key, value)) if known and info.key is not None else UNKNOWN
+    variable, inside = _loop(c, node.variable, type, node.body)
+    return (typed.ForMap(variable, info.definition, inside, node.span),) if known else ()
+
+
+def for_range(c: State, node: ast.ForRange) -> Sequence[typed.Stmt]:
+    low, high = c.expr(node.low), c.expr(node.high)
+    for bound, what in ((low, "start"), (high, "end")):
+        if not is_unknown(bound.type) and as_int(bound.type) is None:
+            c.error(bound.span, f"the {what} of a range must be an integer, not {bound.type}")
+            return ()
+    if scopes.shadowed(c, node.variable.name, node.variable.span, "loop variable"):
+        return ()
+    a, b = as_int(low.type), as_int(high.type)
+    if a is None or b is None:
+        _loop(c, node.variable, UNKNOWN, node.body)
+        return ()
+    common = promote_int(a, b)
+    type = Int(common.bits, common.signed, common.flexible)
+    variable, inside = _loop(c, node.variable, type, node.body)
+    return (typed.ForRange(variable, to_int(low, type), to_int(high, type), inside, node.span),)
+
+
+def _loop(c: State, name: ast.Variable, type: Type, node: ast.Block) -> tuple[typed.Var, tuple[typed.Stmt, ...]]:
+    with scopes.block(c):
+        variable = scopes.declare(c, name.name, name, name.span, "made the loop variable", type)
+        variable.assigned = variable.fixed = True
+        c.loops += 1
+        c.callbacks += 1
+        inside = nested(c, node)
+        c.callbacks -= 1
+        c.loops -= 1
+    return variable.var, inside
+
+
+def unroll(c: State, node: ast.Unroll) -> Sequence[typed.Stmt]:
+    count = fold.constant(c.expr(node.count))
+    if count is None:
+        c.error(node.count.span, "the count of unroll must be a literal number")
+        return ()
+    if not 1 <= count <= MAX_UNROLL:
+        c.error(node.count.span, f"the count of unroll must be between 1 and {MAX_UNROLL}, not {count}")
+        return ()
+    done: list[typed.Stmt] = []
+    outer = c.copy
+    for n in range(count):
+        c.copy = (*outer, n)
+        inside = nested(c, node.body)
+        if inside:
+            done.append(typed.Scope(inside, node.span))
+        if len(done) > 1 and _size(done) > 200_000:
+            c.error(node.span, "the unrolled body becomes too large", "use for ($i : 0..n)")
+            break
+    c.copy = outer
+    return done
+
+
+def _size(statements: Sequence[typed.Stmt]) -> int:
+    return sum(len(s.body) if isinstance(s, typed.Scope) else 1 for s in statements)
+
+
+def jump(c: State, node: ast.Jump) -> Sequence[typed.Stmt]:
+    if node.kind in ("break", "continue"):
+        if not c.loops:
+            c.error(node.span, f"'{node.kind}' can only be used inside of a loop")
+            return ()
+        return (typed.Jump(node.kind, None, node.span),)
+    function = c.place.function
+    if function is None:
+        return _return_from_probe(c, node)
+    if node.value is None:
+        if not isinstance(function.returns, Void):
+            c.error(node.span, f"{function.name} has to return a value of type {function.returns}")
+        return (typed.Jump("return", None, node.span),)
+    value = c.expr(node.value)
+    converted = coerce(value, function.returns, c.narrowing)
+    if converted is None:
+        c.error(node.span, f"{function.name} returns {function.returns}, not {value.type}")
+        return ()
+    return (typed.Jump("return", converted, node.span),)
+
+
+def _return_from_probe(c: State, node: ast.Jump) -> Sequence[typed.Stmt]:
+    if node.value is None:
+        return (typed.Jump("return", None, node.span),)
+    value = c.expr(node.value)
+    if is_unknown(value.type):
+        return ()
+    if as_int(value.type) is None:
+        c.error(node.span, f"a probe can only return an integer, not {value.type}")
+        return ()
+    return (typed.Jump("return", to_int(value, I64), node.span),)
+
+
+def defer(c: State, node: ast.Defer) -> Sequence[typed.Stmt]:
+    """The block runs later; it keeps copies of the variables that it uses."""
+    captured: dict[str, Variable] = {}
+    outer, c.captures = c.captures, [*c.captures, captured]
+    visible = {name: v for scope in c.scopes for name, v in scope.items()}
+    c.callbacks += 1
+    inside = nested(c, node.body)
+    c.callbacks -= 1
+    c.captures = outer
+    kept = tuple(v.var for name, v in captured.items() if visible.get(name) is v)
+    return (typed.Defer(node.mode, kept, inside, node.span),)
+
+
+def table() -> dict[type, StatementHandler]:
+    """Handlers by class of node."""
+    return {
+        ast.ExprStatement: expression,
+        ast.Assign: assign,
+        ast.Let: let,
+        ast.If: if_,
+        ast.While: while_,
+        ast.ForMap: for_map,
+        ast.ForRange: for_range,
+        ast.Unroll: unroll,
+        ast.Jump: jump,
+        ast.Defer: defer,
+        ast.Block: block,
+    }
