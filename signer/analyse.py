@@ -91,7 +91,7 @@ class Kernel:
     """The running kernel's names for ids, looked up once. `btf` is called when the first id has to be resolved."""
 
     def __init__(self, btf: Callable[[], Btf] = Btf.vmlinux) -> None:
-        self._btf = btf
+        self.btf = btf
         self._kfuncs: dict[int, Kfunc] = {}
 
     def kfunc(self, id: int) -> Kfunc:
@@ -102,7 +102,7 @@ class Kernel:
         return known
 
     def _resolve(self, id: int) -> Kfunc:
-        btf = self._btf()
+        btf = self.btf()
         name = str(id)
         try:
             name = btf.name(id) or name
@@ -121,7 +121,7 @@ class Kernel:
 
     def variable(self, id: int) -> str:
         """Name of a kernel variable. Raises Refusal if the id is something else."""
-        btf = self._btf()
+        btf = self.btf()
         try:
             if btf.kind(id) == btf_kinds.VAR:
                 return btf.name(id)

@@ -72,7 +72,8 @@ class Btf:
         self.base = base
         self.raw = data
         self._words = memoryview(data)[types : types + type_len].cast("I")
-        self._strings, self._strings_end = strings, strings + str_len
+        self._strings: int = strings
+        self._strings_end: int = strings + str_len
         self._first = len(base) if base is not None else 1
         self._string_first: int = base._string_first + base._strings_end - base._strings if base is not None else 0
         self._positions: Sequence[int] | None = positions
@@ -203,6 +204,24 @@ class Btf:
         if end < 0:
             raise BtfError(f"BTF string offset {offset} is past the end of the table")
         return self.raw[start:end].decode("utf-8", "backslashreplace")
+
+    def record(self, id: int) -> tuple[int, int, int, int, memoryview[int]]:
+        """(name offset, kind, vlen, third word, words of the tail) of a type, as it is stored."""
+        words, at = self._at(id)
+        info = words[at + 1]
+        kind, vlen = info >> 24 & _KIND_MASK, info & _VLEN_MASK
+        return (
+            words[at],
+            kind,
+            vlen,
+            words[at + 2],
+            words[at + 3 : at + _FIXED[kind] + _PER_ELEMENT.get(kind, 0) * vlen],
+        )
+
+    @property
+    def string_bytes(self) -> int:
+        """Size of this blob's own string table."""
+        return self._strings_end - self._strings
 
     # Look-up
 
