@@ -7,7 +7,8 @@ How `typed.Call`s look to the code generator, beyond what a row says:
 - an argument named `memory` is a value kept in memory (Str, Buf, Array, Record, Tuple): pass its address;
 - integer arguments are of the type the row names, casts included;
 - constant arguments are gone from `args`, they are in `options`;
-- functions that fold to constants at compile time never arrive at all.
+- functions that fold to constants at compile time never arrive at all;
+- a Call that is not in the table: "zeroed", without arguments, a value of its (memory) type that is all zero bytes.
 """
 
 from __future__ import annotations

@@ -19,7 +19,11 @@ from bpfseal.dsl.types import Field, RecordInfo, Tuple, Type
 
 @dataclass(eq=False, slots=True)
 class Var:
-    """A scratch variable; identity is the object. Zeroed at its scope's entry unless assigned first."""
+    """A scratch variable; identity is the object.
+
+    Every way to a VarRef passes an AssignVar (`let $x;` has become one of zero, for memory types of the Call
+    "zeroed"), except that IncDec and `find` write too and that a first assignment may stand in an `If`. So reserve the
+    place, zero it at the program's entry where that is not provably needless, and reset nothing at a Scope's."""
 
     name: str
     type: Type
@@ -166,10 +170,13 @@ class Unary:
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """+ - * / % & | ^ on two values of `type`; << >> with the left's type; == != < > <= >= on a common type with
-    result Bool (comparison is signed when that type is; strings and buffers compare as memory up to the shorter).
-    Division and modulo: signed when the type is; by zero gives zero for both, never a fault.
-    Pointer arithmetic: Ptr ± Int with the scaling already multiplied in."""
+    """+ - * & | ^ << >> / % on two values of `type`, which is I64, U64 or (& | ^) Bool; >> is logical whatever the
+    sign; / and % are unsigned whatever the sign, a zero divisor gives 1 and is worth a runtime error.
+    == != < > <= >= on two values of one type with result Bool: integers by that type's sign, Bool and Sym by value,
+    Str and Buf as memory up to the shorter (strings: or to the first NUL), Mac, Array, Tuple (== and != only) as a
+    whole. Pointers are compared as U64.
+    Pointer arithmetic: `type` is Ptr, left the Ptr and right an I64 with the scaling already multiplied in (for the
+    `+` of an integer and a pointer the operands have been swapped)."""
 
     op: str
     left: Expr
@@ -180,7 +187,7 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Logical:
-    """&& || with short circuit; operands are anything scalar, result Bool."""
+    """&& || with short circuit; operands are Bool, result Bool."""
 
     op: str
     left: Expr
@@ -191,7 +198,7 @@ class Logical:
 
 @dataclass(frozen=True, slots=True)
 class Ternary:
-    """Both arms have `type` (strings: the larger size)."""
+    """`condition` is Bool; both arms have `type` (strings: the larger size)."""
 
     condition: Expr
     then: Expr
@@ -202,8 +209,15 @@ class Ternary:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Conversion to `type`: integer widths (sign of the source extends), pointer/integer, Bool (non-zero), Enum,
-    Str to a larger or smaller Str (cut, NUL kept), Int ↔ Array of u8 (memory order), tuple element-wise."""
+    """Conversion to `type`:
+
+    Int Bool Enum Ptr among each other   the source's sign extends; to Bool: non-zero
+    Str → Str, Buf → Buf                 larger: zero-filled; smaller: cut, NUL kept
+    Str ↔ Array of 8-bit integers        the bytes
+    Array → Int, Int → Array             memory order, same size; from pton() already folded
+    Tuple → Tuple                        element by element, with `names` by name (the order may differ)
+    Int → Username
+    Stack, Record, … are never cast."""
 
     operand: Expr
     type: Type
@@ -316,7 +330,7 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True)
 class Do:
-    """An expression for its effect."""
+    """An expression for its effect; its value, if it has one, is dropped."""
 
     expr: Expr
     span: Span = NOWHERE
@@ -324,6 +338,8 @@ class Do:
 
 @dataclass(frozen=True, slots=True)
 class If:
+    """`condition` is Bool."""
+
     condition: Expr
     then: tuple[Stmt, ...]
     otherwise: tuple[Stmt, ...]
@@ -332,6 +348,8 @@ class If:
 
 @dataclass(frozen=True, slots=True)
 class While:
+    """`condition` is Bool."""
+
     condition: Expr
     body: tuple[Stmt, ...]
     span: Span = NOWHERE
@@ -339,7 +357,8 @@ class While:
 
 @dataclass(frozen=True, slots=True)
 class ForMap:
-    """`variable` is a Var of type Tuple (key, value); the map may be changed inside."""
+    """`variable` is a Var of type Tuple (key, value), an aggregate's value as its integer; the map may be changed
+    inside. No ctx, args, argN and retval occur in `body`; Jump("return") may."""
 
     variable: Var
     map: MapDef
@@ -349,6 +368,8 @@ class ForMap:
 
 @dataclass(frozen=True, slots=True)
 class ForRange:
+    """From `low` to below `high`, both of the variable's integer type and evaluated once. As ForMap otherwise."""
+
     variable: Var
     low: Expr
     high: Expr
@@ -358,7 +379,7 @@ class ForRange:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A block with variables of its own; each run starts with them zeroed."""
+    """A block with variables of its own."""
 
     body: tuple[Stmt, ...]
     span: Span = NOWHERE
@@ -413,7 +434,9 @@ class Function:
 @dataclass(frozen=True, slots=True)
 class Probe:
     """One action block for one or more points that share the same argument types; the predicate is folded in as a
-    leading `If … return`. One written block with points of different `args` becomes several of these."""
+    leading `If … return`. One written block with points of different `args` becomes several of these. Blocks that
+    name neither args nor argN, retval or ctx have `args.fields` None and serve all points of a kind; blocks that name
+    `probe` have one point each."""
 
     points: tuple[Point, ...]
     args: Args

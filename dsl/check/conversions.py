@@ -116,7 +116,8 @@ def promote(a: Type | None, b: Type) -> Type | None:
             return a
         case (Int() | Enum(), Int() | Enum()):
             left, right = as_int(a), as_int(b)
-            assert left is not None and right is not None
+            assert left is not None
+            assert right is not None
             return promote_int(left, right)
         case Str(), Str():
             return Str(max(a.size, b.size))

@@ -219,7 +219,8 @@ def plain(type: Type) -> Type:
 
 
 def _copied_aggregate(c: State, info: MapInfo, expr: typed.Expr, span: Span) -> Sequence[typed.Stmt]:
-    assert isinstance(expr, typed.MapRead) and isinstance(expr.map.value, Aggregate)
+    assert isinstance(expr, typed.MapRead)
+    assert isinstance(expr.map.value, Aggregate)
     source = expr.map
     kind = expr.map.value.kind
     at = f"@{info.name}"

@@ -120,7 +120,8 @@ def _booleans(op: str, left: typed.Expr, right: typed.Expr, span: Span) -> typed
 
 def _integers(c: State, op: str, left: typed.Expr, right: typed.Expr, span: Span) -> typed.Expr:
     a, b = _arithmetic(left.type), _arithmetic(right.type)
-    assert a is not None and b is not None
+    assert a is not None
+    assert b is not None
     if op in _COMPARE:
         common: Type = left.type if left.type == right.type else promote_int(a, b)
         return typed.Binary(op, _side(c, left, common), _side(c, right, common), BOOL, span)

@@ -100,20 +100,40 @@ def _grouped(c: State, probe: ast.Probe, number: int, found: Sequence[Point]) ->
     uses_module = "uaddr" in words
     together: dict[object, tuple[list[Point], Args]] = {}
     for position, point in enumerate(found):
-        args = c.env.args(point) if typed_args else Args(None)
+        args = _arguments(c, point, typed_args)
         key: object
         if named or point.kind == "iter":
             key = position
-        elif typed_args:
-            extra = tuple(sorted(args.extra.items()))
-            syscall = point.kind == "tracepoint" and point.category == "syscalls"
-            key = (point.kind, syscall, args.context, args.fields, args.returns, extra)
         else:
-            key = point.kind
+            extra = tuple(sorted(args.extra.items()))
+            key = (point.kind, args.context, args.fields, args.returns, extra)
         if uses_module:
             key = (key, point.module)
         together.setdefault(key, ([], args))[0].append(point)
     return [Group(probe, (number, n), tuple(p), a) for n, (p, a) in enumerate(together.values())]
+
+
+# How a probe's context is laid out where nothing of it is used.
+_CONTEXTS = {
+    "tracepoint": "ctx",
+    "rawtracepoint": "argument",
+    "fentry": "argument",
+    "fexit": "argument",
+    "lsm": "argument",
+    "usdt": "usdt",
+    **dict.fromkeys(("kprobe", "kretprobe", "uprobe", "uretprobe"), "registers"),
+}
+
+
+def _arguments(c: State, point: Point, used: bool) -> Args:
+    """Arguments at a point. Where the body uses none they are not looked for, which can take long: all but how the
+    context is reached, which for system calls only the environment knows."""
+    if used:
+        return c.env.args(point)
+    if point.kind == "tracepoint" and point.category == "syscalls":
+        known = c.env.args(point)
+        return Args(None, known.context, None, known.extra)
+    return Args(None, _CONTEXTS.get(point.kind, "none"))
 
 
 def _check_iterators(c: State, groups: Sequence[Group]) -> None:
