@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bpfseal.compiler.layout import Reader
 from bpfseal.compiler.layout import decode as decode_reader
@@ -12,6 +12,9 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer.bundle import Bundle
 from bpfseal.signer.bundle import decode as decode_bundle
 from bpfseal.signer.bundle import encode as encode_bundle
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.typed import TypedScript
 
 MAX_SOURCE_BYTES = 1 << 20
 
@@ -93,6 +96,19 @@ def build(request: Request) -> Built:
     if key is not None:
         cache.store(key, data)
     return Built(data, bundle, reader, reader.warnings)
+
+
+def check(request: Request) -> TypedScript:
+    """Parse, expand and check: the typed script. Needs no privileges. Raises DslError."""
+    from bpfseal.dsl.check import check as check_script
+    from bpfseal.dsl.env import Target
+    from bpfseal.dsl.expand import expand
+    from bpfseal.dsl.parse import parse
+    from bpfseal.runtime.environment import RealEnvironment
+
+    environment = RealEnvironment(Target(pid=request.pid, command=request.command or "", unsafe=request.unsafe))
+    script = expand(parse(request.text, request.name), params=list(request.params), imports_from=request.path)
+    return check_script(script, environment, request.config)
 
 
 def _compile(request: Request) -> tuple[Bundle, Reader]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bpfseal.compiler.layout import MapLayout, Reader
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime import bpf
-from bpfseal.runtime.aggregates import sort_key, value_reader
-from bpfseal.runtime.values import decoder
+from bpfseal.runtime.aggregates import Buckets, divide, sort_key, total
+from bpfseal.runtime.values import Fields, decoder
+
+_U32 = 4
 
 
 @dataclass(frozen=True)
 class MapContents:
     """A map read at one moment. `items` are (key, value), key None for a scalar map; values by `kind`: numbers for
-    count sum min max avg and plain maps, Fields for stats, lists of Bucket for hist and lhist."""
+    count sum min max avg and plain maps, Fields for stats, lists of Bucket for hist and lhist, of Slot for tseries.
+    """
 
     name: str
     kind: str
     items: list[tuple[Any, Any]]
+    layout: MapLayout
 
 
 class ScriptMap:
@@ -29,23 +33,53 @@ class ScriptMap:
     def __init__(self, layout: MapLayout, fd: int, reader: Reader) -> None:
         self.layout = layout
         self.fd = fd
-        self.key_size = layout.key.size if layout.key is not None else 4
-        self._value_size = (
-            bpf.per_cpu_stride(layout.value.size) * bpf.possible_cpus() if layout.per_cpu else layout.value.size
-        )
+        self._stride = bpf.per_cpu_stride(layout.value_size) if layout.per_cpu else layout.value_size
+        self._cpus = bpf.possible_cpus() if layout.per_cpu else 1
         self._key = decoder(layout.key, reader.enums) if layout.key is not None else None
-        self._read = value_reader(layout, reader.enums)
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        """(key, value) in the kernel's order."""
-        for raw_key, raw_value in self.raw():
-            value = self._read(raw_value)
-            if value is not None:
-                yield (self._key(raw_key, 0) if self._key is not None else None), value
+        self._total = total(layout)
+        self._decode = None if self._total is not None else decoder(layout.value, reader.enums)
 
     def raw(self) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) bytes as the kernel has them; per-CPU values side by side."""
-        return bpf.map_items(self.fd, self.key_size, self._value_size, max(self.layout.max_entries, 1))
+        layout = self.layout
+        return bpf.map_items(self.fd, layout.key_size, self._stride * self._cpus, max(layout.max_entries, 1))
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """(key, value) in the kernel's order."""
+        if self._decode is not None:
+            for raw_key, raw_value in self.raw():
+                if self._exists(raw_value):
+                    yield self._user_key(raw_key), self._decode(raw_value, 0)
+            return
+        assert self._total is not None
+        for key, buckets in self._elements().items():
+            value = self._total(buckets)
+            if value is not None:
+                yield self._user_key(key), value
+
+    def _exists(self, value: bytes) -> bool:
+        at = self.layout.present
+        if at < 0:
+            return True
+        return any(value[start + at : start + at + 8] != bytes(8) for start in range(0, len(value), self._stride))
+
+    def _elements(self) -> dict[bytes, Buckets]:
+        """Raw user key → its buckets; maps without buckets have one, number 0, per element."""
+        layout, stride, size = self.layout, self._stride, self.layout.value_size
+        starts = [cpu * stride for cpu in range(self._cpus)]
+        elements: dict[bytes, Buckets] = {}
+        for key, value in self.raw():
+            if not self._exists(value):
+                continue
+            bucket = 0
+            if layout.bucket >= 0:
+                bucket = int.from_bytes(key[layout.bucket : layout.bucket + _U32], "little")
+                key = key[: layout.bucket]
+            elements.setdefault(key, []).append((bucket, [value[at : at + size] for at in starts]))
+        return elements
+
+    def _user_key(self, key: bytes) -> Any:
+        return self._key(key, 0) if self._key is not None else None
 
     def contents(self, *, top: int = 0, div: int = 0) -> MapContents:
         """Everything, smallest first; the `top` largest, values divided by `div`, where given."""
@@ -53,29 +87,37 @@ class ScriptMap:
         if top:
             items = items[-top:]
         if div > 1:
-            items = [(key, _divide(value, div)) for key, value in items]
-        return MapContents(self.layout.name, self.layout.value.kind, items)
+            items = [(key, _divided(value, div)) for key, value in items]
+        return MapContents(self.layout.name, self.layout.value.kind, items, self.layout)
 
     def clear(self) -> None:
-        """Delete all elements; a scalar map in an array goes back to zero."""
-        if self.layout.key is None and self.layout.array:
+        """Delete all elements; a map in an array goes back to zero."""
+        if self.layout.array:
             self.zero()
         else:
-            bpf.map_clear(self.fd, self.key_size, self._value_size, max(self.layout.max_entries, 1))
+            size = self._stride * self._cpus
+            bpf.map_clear(self.fd, self.layout.key_size, size, max(self.layout.max_entries, 1))
 
     def zero(self) -> None:
-        """Set every value to zero, keys stay."""
-        for key in [key for key, _ in self.raw()]:
-            bpf.map_update(self.fd, key, bytes(self._value_size))
+        """Set every value to zero; keys stay."""
+        layout = self.layout
+        for key, value in list(self.raw()):
+            zeroed = bytearray(self._stride * self._cpus)
+            if layout.present >= 0 and self._total is None:
+                # The element goes on existing: its mark is not part of the value.
+                for start in range(0, len(value), self._stride):
+                    at = start + layout.present
+                    zeroed[at : at + 8] = value[at : at + 8]
+            bpf.map_update(self.fd, key, bytes(zeroed))
 
 
-def _divide(value: Any, div: int) -> Any:
+def _divided(value: Any, div: int) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
-        return int(value / div) if value < 0 else value // div
+        return divide(value, div)
+    if isinstance(value, Fields):
+        return Fields((name, v if name == "count" else divide(v, div)) for name, v in value.items())
     if isinstance(value, list):
-        from dataclasses import replace
-
-        return [replace(bucket, count=bucket.count // div) for bucket in value]
+        return [replace(part, count=part.count // div) if hasattr(part, "count") else part for part in value]
     return value
 
 

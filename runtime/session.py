@@ -16,7 +16,7 @@ import struct
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bpfseal.compiler import layout
 from bpfseal.compiler.layout import EventLayout, Reader
@@ -25,6 +25,9 @@ from bpfseal.runtime.load import Loaded, load
 from bpfseal.runtime.maps import Maps
 from bpfseal.runtime.ring import RingReader
 from bpfseal.signer.bundle import Attach, Bundle, SealedBundle
+
+if TYPE_CHECKING:
+    from bpfseal.runtime.attach import Link
 
 _EVENT = struct.Struct("I")
 
@@ -72,7 +75,7 @@ class Session:
         self._stopping = False
         self._closed = False
         self._rings: list[RingReader] = []
-        self._links: list[object] = []
+        self._links: list[Link] = []
         self._epoll: select.epoll | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._target_fd = -1
@@ -84,7 +87,7 @@ class Session:
             if command is not None:
                 self.child = Child(command)
             self._loaded = load(bundle, sealed, log_level=log_level)
-            self.maps = Maps(self.reader, self._loaded.map_fds)
+            self.maps = Maps(self.reader, tuple(self._loaded.map_fds))
             self._open_rings()
         except BaseException:
             self.close()

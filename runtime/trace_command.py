@@ -105,8 +105,7 @@ def _open_output(options: Options) -> TextIO:
         raise BpfsealError(f"cannot open the output {options.output or 'stdout'}: {error.strerror}") from None
     line = options.buffering == "line" or (options.buffering == "auto" and os.isatty(descriptor))
     buffering = {"none": 1, "line": 1}.get("line" if line else options.buffering, 1 << 16)
-    file = os.fdopen(descriptor, "w", buffering=buffering, encoding="utf-8", errors="surrogateescape", newline="\n")
-    return file
+    return os.fdopen(descriptor, "w", buffering=buffering, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def _stop_on_signals(session: Session) -> None:

@@ -1,1 +1,27 @@
 """Values, maps and events to text and JSON, as bpftrace writes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from bpfseal.runtime.options import Options
+    from bpfseal.runtime.session import Session
+    from bpfseal.runtime.sink import Output
+
+
+def make_output(options: Options, file: TextIO, session: Session) -> Output:
+    """The Output that `options.format` names, writing to `file`."""
+    from bpfseal.runtime.render.resolve import Resolver
+
+    resolver = Resolver(session)
+    if options.format == "json":
+        from bpfseal.runtime.render.json_output import JsonOutput
+
+        return JsonOutput(file, resolver)
+    from bpfseal.runtime.render.text_output import TextOutput
+
+    def resolve(value: Any) -> str:
+        return resolver.text(value)
+
+    return TextOutput(file, resolve, quiet=options.quiet, warnings=options.warnings)

@@ -47,6 +47,6 @@ class TextValues:
 
     def key(self, key: Any) -> str:
         """A map's key between brackets: parts of a tuple side by side."""
-        if isinstance(key, tuple) and not isinstance(key, Fields):
+        if isinstance(key, tuple):
             return ", ".join(self.text(part) for part in key)
         return self.text(key)
