@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Union
 
-from bpfseal.dsl.node import Node, node
-from bpfseal.dsl.source import NOWHERE, Diagnostic, Source, Span
+from bpfseal.dsl.node import Node as Node
+from bpfseal.dsl.node import node
+from bpfseal.dsl.source import NOWHERE, Diagnostic, Source
+from bpfseal.dsl.source import Span as Span
 
 # --- types as written -------------------------------------------------------------------------------------------
 
@@ -431,8 +433,21 @@ class CText(Node):
 
 
 @node
+class Option(Node):
+    """A named parameter that the script reads with getopt(): `default` tells its type."""
+
+    name: str
+    default: int | str | bool
+    description: str
+    span: Span = NOWHERE
+
+
+@node
 class Script(Node):
-    """A parsed text. `sources[0]` is the script itself, the others are imports and the standard library."""
+    """A parsed text. `sources[0]` is the script itself, the others are imports and the standard library.
+
+    After `dsl.expand` there are no imports and macros, and `options` are known.
+    """
 
     sources: tuple[Source, ...]
     preamble: tuple[CText, ...] = ()
@@ -443,3 +458,4 @@ class Script(Node):
     functions: tuple[Function, ...] = ()
     probes: tuple[Probe, ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
+    options: tuple[Option, ...] = ()

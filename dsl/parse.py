@@ -13,10 +13,10 @@ from typing import Any
 from bpfseal.dsl import ast
 from bpfseal.dsl.parse_build import Builder
 from bpfseal.dsl.parse_errors import explain
-from bpfseal.dsl.parse_lex import tokens
+from bpfseal.dsl.parse_lex import expression_tokens, tokens
 from bpfseal.dsl.parse_lr import MAX_HEIGHT, TooDeep, Unexpected, run
 from bpfseal.dsl.parse_tables import RULES
-from bpfseal.dsl.source import Source
+from bpfseal.dsl.source import Source, Span
 
 MAX_TEXT = 4 << 20
 """Characters; what is longer is no script."""
@@ -39,6 +39,22 @@ def parse(text: str, name: str = "stdin", *, number: int = 0) -> ast.Script:
         message = f"nested too deeply: more than {MAX_HEIGHT} levels"
         raise builder.error(message, deep.start, deep.end, "split it with variables or macros") from None
     return script
+
+
+def parse_expression(source: Source, place: Span) -> ast.Expr:
+    """The part `place` of `source` as one expression, for instance the text of a C constant. Raises DslError."""
+    text = source.text[: place.end]
+    builder = Builder(source, place.source)
+    try:
+        script: ast.Script = run(expression_tokens(text, place.start), _actions(builder))
+    except Unexpected as wrong:
+        message, hint = explain(wrong.token, wrong.previous, wrong.expected)
+        raise builder.error(message, wrong.token.start, wrong.token.end, hint) from None
+    except TooDeep as deep:
+        raise builder.error("nested too deeply", deep.start, deep.end) from None
+    predicate = script.probes[0].predicate
+    assert predicate is not None  # expression_tokens made one
+    return predicate
 
 
 _METHODS = sorted({action for _, _, action, _ in RULES} - {"", "*"})

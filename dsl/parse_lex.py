@@ -136,6 +136,18 @@ def tokens(text: str) -> Iterator[Token]:
                 return
 
 
+def expression_tokens(text: str, position: int) -> Iterator[Token]:
+    """The rest of `text` as the predicate of a probe, the only expression that stands alone in the grammar."""
+    yield Token(NUMBER["POINT"], "", position, position)
+    yield Token(NUMBER["PREDICATE"], "/", position, position)
+    end = len(text)
+    for token in _code(text, position, ""):
+        if token.kind != END:
+            yield token
+    for name in ("ENDPREDICATE", "{", "}", "$END"):
+        yield Token(NUMBER[name], "", end, end)
+
+
 def _item(text: str, position: int) -> Iterator[Token]:
     """The tokens of one thing on the top level."""
     if text[position] == "#":
