@@ -19,7 +19,14 @@ from typing import Any
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.audit import GENESIS, checkpoint_text
 
-_REQUIRED = {"seq": int, "prev": str, "wall": (int, float), "boot_ns": int, "boot": str, "event": str}
+_REQUIRED: dict[str, tuple[type, ...]] = {
+    "seq": (int,),
+    "prev": (str,),
+    "wall": (int, float),
+    "boot_ns": (int,),
+    "boot": (str,),
+    "event": (str,),
+}
 
 
 @dataclass(frozen=True)
