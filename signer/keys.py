@@ -38,7 +38,9 @@ class KeyTrouble(BpfsealError):
 
 
 class SoftKey:
-    """A private key in this process's memory (`pkcs7.SigningKey`)."""
+    """A private key in this process's memory (`pkcs7.SigningKey`). `ecdsa` is how EC keys sign."""
+
+    ecdsa = ec.ECDSA(hashes.SHA256())
 
     def __init__(self, private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> None:
         self._private = private
@@ -84,24 +86,22 @@ class SoftKey:
 
     def sign(self, data: bytes) -> bytes:
         if isinstance(self._private, ec.EllipticCurvePrivateKey):
-            return self._private.sign(data, _ECDSA)
+            return self._private.sign(data, self.ecdsa)
         from cryptography.hazmat.primitives.asymmetric import padding
 
         return self._private.sign(data, padding.PKCS1v15(), hashes.SHA256())
 
 
-def _ecdsa() -> ec.ECDSA:
-    # Deterministic signatures (RFC 6979) need no random numbers: two clones of one virtual machine cannot betray the
-    # key by signing different loaders with the same nonce.
+def deterministic() -> ec.ECDSA:
+    """ECDSA that needs no random numbers (RFC 6979): two clones of one virtual machine cannot betray the key by signing
+    different loaders with the same nonce. Costs 15 ms of imports, so a helper that lives for one trace does without.
+    """
     from cryptography.exceptions import UnsupportedAlgorithm
 
     try:
         return ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
     except UnsupportedAlgorithm:
         return ec.ECDSA(hashes.SHA256())
-
-
-_ECDSA = _ecdsa()
 
 
 def open_root(source: str) -> tuple[pkcs7.SigningKey | None, str]:

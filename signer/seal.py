@@ -55,7 +55,7 @@ def examine(policy: Policy, who: Identity, request: SealRequest) -> Examined:
     record: dict[str, Any] = {"bundle": wire.digest(request.bundle), "bytes": len(request.bundle)}
     try:
         bundle = wire.decode(request.bundle)
-        findings = check(bundle)
+        findings = check(bundle, max_insns=policy.max_insns(who))
         record |= findings.record()
         if bundle.source:
             record["source"] = bundle.source

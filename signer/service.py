@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -158,9 +157,12 @@ class Service:
         """The reply for an error. One that nobody foresaw costs its client the request, not everybody the helper."""
         if isinstance(error, BpfsealError):
             return protocol.Failed(message=error.message, hint=error.hint or "")
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = error.__traceback__
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        where = f"{place.tb_frame.f_code.co_qualname}, line {place.tb_lineno}" if place else "?"
         self.internal_errors += 1
-        self._say(f"internal error: {type(error).__name__}: {error} ({last.name}, line {last.lineno})")
+        self._say(f"internal error: {type(error).__name__}: {error} ({where})")
         return protocol.Failed(message=f"internal error of the signing helper ({type(error).__name__})")
 
     def _begin(self, log: AuditLog) -> None:

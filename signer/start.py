@@ -16,7 +16,7 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer import harden
 from bpfseal.signer.abi import Abi, probe
 from bpfseal.signer.audit import AuditLog
-from bpfseal.signer.keys import LEAF_SECONDS, Keys, SoftKey, open_root
+from bpfseal.signer.keys import LEAF_SECONDS, Keys, SoftKey, deterministic, open_root
 from bpfseal.signer.peer import in_initial_pid_namespace, want_credentials
 from bpfseal.signer.policy import Policy, PolicyFile
 from bpfseal.signer.seal import Sealer
@@ -137,6 +137,7 @@ def system(settings: Settings) -> None:
     os.umask(0o077)
     supervisor = Supervisor()
     os.environ.clear()
+    SoftKey.ecdsa = deterministic()
     uid, gid = account(settings.user)
     policy = PolicyFile(settings.policy)
     policy.current()
