@@ -44,6 +44,9 @@ class Output(Protocol):
 
     def flush(self) -> None: ...
 
+    def end(self) -> None:
+        """Called once between the last event and the final maps."""
+
 
 class OutputSink:
     """The session's sink: decodes, acts on maps, stops the trace, hands the rest to `output`."""
