@@ -205,18 +205,9 @@ class Btf:
             raise BtfError(f"BTF string offset {offset} is past the end of the table")
         return self.raw[start:end].decode("utf-8", "backslashreplace")
 
-    def record(self, id: int) -> tuple[int, int, int, int, memoryview[int]]:
-        """(name offset, kind, vlen, third word, words of the tail) of a type, as it is stored."""
-        words, at = self._at(id)
-        info = words[at + 1]
-        kind, vlen = info >> 24 & _KIND_MASK, info & _VLEN_MASK
-        return (
-            words[at],
-            kind,
-            vlen,
-            words[at + 2],
-            words[at + 3 : at + _FIXED[kind] + _PER_ELEMENT.get(kind, 0) * vlen],
-        )
+    def words(self) -> list[int]:
+        """The type section of this blob as 32-bit words: for passes over all types."""
+        return self._words.tolist()
 
     @property
     def string_bytes(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from operator import ge
 from typing import Final
 
@@ -65,37 +66,46 @@ def check_program_btf(data: bytes) -> Btf:
 
 
 def _check_references(btf: Btf, strings: int) -> None:
-    count = len(btf)
-    contains: dict[int, list[int]] = {}
-    for id in range(1, count):
-        name, kind, vlen, third, tail = btf.record(id)
-        refers = [third] if kind in _REFERS else []
-        names = [name]
-        if kind in (kinds.STRUCT, kinds.UNION):
-            refers = contains[id] = tail[1::3].tolist()
-            names += tail[0::3].tolist()
-        elif kind == kinds.ARRAY:
-            refers = [tail[0], tail[1]]
-            contains[id] = [tail[0]]
-        elif kind == kinds.FUNC_PROTO:
-            refers += tail[1::2].tolist()
-            names += tail[0::2].tolist()
-        elif kind in (kinds.ENUM, kinds.ENUM64):
-            names += tail[0 :: 2 if kind == kinds.ENUM else 3].tolist()
-        elif kind == kinds.DATASEC:
-            refers = contains[id] = tail[0::3].tolist()
-        elif kind in _BY_VALUE:
+    """Ids and name offsets of every record are in range; one pass over the words of the type section."""
+    words, positions = btf.words(), btf.positions()
+    count = len(positions) + 1
+    contains: dict[int, Sequence[int]] = {}
+    for id, at in enumerate(positions, 1):
+        name, info, third = words[at : at + 3]
+        kind = info >> 24
+        refers: Sequence[int] = ()
+        names: Sequence[int] = ()
+        if kind > 127:  # kind_flag
+            kind -= 128
+        if kind in _REFERS:
+            refers = (third,)
+            if kind == kinds.FUNC_PROTO:
+                tail = words[at + 3 : at + 3 + 2 * (info & 0xFFFFFF)]
+                refers, names = [third, *tail[1::2]], tail[0::2]
+            elif kind in _BY_VALUE:
+                contains[id] = [third]
+        elif kind == kinds.STRUCT or kind == kinds.UNION:
+            tail = words[at + 3 : at + 3 + 3 * (info & 0xFFFFFF)]
+            refers, names = tail[1::3], tail[0::3]
             contains[id] = refers
+        elif kind == kinds.ARRAY:
+            refers = words[at + 3 : at + 5]
+            contains[id] = refers[:1]
+        elif kind == kinds.ENUM or kind == kinds.ENUM64:
+            step = 2 if kind == kinds.ENUM else 3
+            names = words[at + 3 : at + 3 + step * (info & 0xFFFFFF) : step]
+        elif kind == kinds.DATASEC:
+            refers = contains[id] = words[at + 3 : at + 3 + 3 * (info & 0xFFFFFF) : 3]
         if refers and max(refers) >= count:
             raise BtfError(f"BTF type {id} refers to type {max(refers)} of {count}")
-        if max(names) >= strings:
+        if name >= strings or (names and max(names) >= strings):
             raise BtfError(f"BTF type {id} has a name past the end of the string table")
-        if kind == kinds.FUNC and (btf.kind(third) != kinds.FUNC_PROTO or vlen > 2):
+        if kind == kinds.FUNC and (not third or words[positions[third - 1] + 1] >> 24 & 127 != kinds.FUNC_PROTO):
             raise BtfError(f"BTF type {id} is a function without a prototype")
     _refuse_cycles(contains)
 
 
-def _refuse_cycles(contains: dict[int, list[int]]) -> None:
+def _refuse_cycles(contains: dict[int, Sequence[int]]) -> None:
     """Depth-first over what types hold by value. Raises BtfError for a type that contains itself."""
     done: set[int] = set()
     for root in contains:
@@ -103,7 +113,7 @@ def _refuse_cycles(contains: dict[int, list[int]]) -> None:
             # Ids below have been looked at as roots; what they contain cannot be on a path that starts here.
             done.add(root)
             continue
-        path: list[tuple[int, list[int]]] = [(root, contains[root].copy())]
+        path: list[tuple[int, list[int]]] = [(root, list(contains[root]))]
         open_: set[int] = {root}
         while path:
             id, rest = path[-1]
@@ -117,7 +127,7 @@ def _refuse_cycles(contains: dict[int, list[int]]) -> None:
                 raise BtfError(f"BTF type {child} contains itself")
             if child in contains and child not in done:
                 open_.add(child)
-                path.append((child, contains[child].copy()))
+                path.append((child, list(contains[child])))
 
 
 def check_func_info(records: bytes, starts: tuple[int, ...], btf: Btf) -> tuple[str, ...]:
