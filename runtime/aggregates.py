@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,17 @@ Buckets = list[tuple[int, Cpus]]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One interval of a time series: `epoch` counts intervals since boot."""
+    """One interval of a time series: `epoch` counts intervals of `interval_ns` since boot."""
 
     epoch: int
-    value: int | float
+    interval_ns: int
+    value: int
+
+    @property
+    def start_ns(self) -> int:
+        """Wall clock at the interval's start, ns since 1970, by the clocks' present difference."""
+        wall = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return wall + self.epoch * self.interval_ns
 
 
 def total(layout: MapLayout) -> Callable[[Buckets], Any] | None:
@@ -49,7 +57,7 @@ def total(layout: MapLayout) -> Callable[[Buckets], Any] | None:
             low, high, step = (int(p) for p in params[:3])
             return lambda buckets: _histogram(buckets, lambda i: lhist_bucket_low(i, low, high, step), last=high)
         case "tseries":
-            return lambda buckets: _series(buckets, str(params[2]), signed)
+            return lambda buckets: _series(buckets, int(params[0]), str(params[2]), signed)
     return None
 
 
@@ -102,7 +110,7 @@ def _histogram(buckets: Buckets, low: Callable[[int], int | None], last: int | N
     return made
 
 
-def _series(buckets: Buckets, kind: str, signed: bool) -> list[Slot] | None:
+def _series(buckets: Buckets, interval: int, kind: str, signed: bool) -> list[Slot] | None:
     found: dict[int, list[tuple[int, int]]] = {}
     for _, cpus in buckets:
         for raw in cpus:
@@ -112,7 +120,7 @@ def _series(buckets: Buckets, kind: str, signed: bool) -> list[Slot] | None:
     if not found:
         return None
     combine = _COMBINE[kind]
-    return [Slot(epoch, combine(found[epoch])) for epoch in sorted(found)]
+    return [Slot(epoch, interval, combine(found[epoch])) for epoch in sorted(found)]
 
 
 _COMBINE: dict[str, Callable[[list[tuple[int, int]]], int]] = {

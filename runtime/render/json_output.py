@@ -1,0 +1,134 @@
+"""The JSON format: one object per line, valid JSON whatever bytes the traced world produced.
+
+Undecodable bytes become U+FFFD, so that every reader accepts every line; integers beyond 2^53 that are unsigned 64-bit
+with the top bit set are strings, as in bpftrace.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, TextIO
+
+from bpfseal.compiler.layout import Shape
+from bpfseal.runtime.aggregates import Slot
+from bpfseal.runtime.maps import MapContents
+from bpfseal.runtime.render.histogram import Bucket
+from bpfseal.runtime.render.resolve import Resolver
+from bpfseal.runtime.render.text import TextValues
+from bpfseal.runtime.values import CgroupPathValue, EnumValue, StackValue, SymbolValue, TimestampValue
+
+_TYPES = {"hist": "hist", "lhist": "hist", "avg": "stats", "stats": "stats", "tseries": "tseries"}
+
+
+def clean(text: str) -> str:
+    """Surrogate escapes (bytes that are no UTF-8) as replacement characters."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+class JsonOutput:
+    """Writes to `file`; nothing goes to stderr but what is not part of the trace."""
+
+    def __init__(self, file: TextIO, resolver: Resolver) -> None:
+        self._file = file
+        self._write = file.write
+        self._values = TextValues(resolver.text)
+        self._resolver = resolver
+        self._encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
+        self._compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ": ")).encode
+
+    def _line(self, kind: str, data: str) -> None:
+        self._write(f'{{"type": "{kind}", "data": {data}}}\n')
+
+    def printf(self, text: str) -> None:
+        self._line("printf", self._encode(clean(text)))
+
+    def message(self, kind: str, text: str) -> None:
+        self._line(kind, self._encode(clean(text)))
+
+    def text(self, value: Any, shape: Shape) -> str:
+        return self._values.text(value, shape)
+
+    def value(self, value: Any, shape: Shape) -> None:
+        self._line("value", self._json(value))
+
+    def map(self, contents: MapContents) -> None:
+        if not contents.items:
+            return
+        kind = _TYPES.get(contents.kind, "map")
+        if contents.layout.key is None:
+            data = self._json(contents.items[0][1])
+        else:
+            pairs = (f"{self._encode(self._key(key))}: {self._json(value)}" for key, value in contents.items)
+            data = "{" + ", ".join(pairs) + "}"
+        self._line(kind, f"{{{self._encode(contents.name)}: {data}}}")
+
+    def diagnostic(self, kind: str, text: str, where: str) -> None:
+        name, line, column = (where.rsplit(":", 2) + ["0", "0"])[:3]
+        entry = {"type": kind, "msg": clean(text), "filename": name, "line": int(line), "col": int(column)}
+        self._write(self._encode(entry) + "\n")
+
+    def attached(self, probes: int) -> None:
+        self._write(f'{{"type": "attached_probes", "count": {probes}, "data": {{"probes": {probes}}}}}\n')
+
+    def lost(self, events: int) -> None:
+        self._write(f'{{"type": "lost_events", "data": {{"events": {events}}}}}\n')
+
+    def end(self) -> None:
+        pass
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def _key(self, key: Any) -> str:
+        """A key is a string in JSON: parts joined by commas."""
+        parts = key if isinstance(key, tuple) else (key,)
+        return clean(",".join(self._key_part(part) for part in parts))
+
+    def _key_part(self, part: Any) -> str:
+        if isinstance(part, StackValue):
+            return "".join(f"{line.strip()}\n" for line in self._values.text(part).split("\n")[:-1])
+        return self._values.text(part)
+
+    def _json(self, value: Any) -> str:
+        match value:
+            case bool():
+                return "true" if value else "false"
+            case EnumValue():
+                return str(int(value))
+            case int():
+                return f'"{int(value)}"' if value >> 63 and value > 0 else str(int(value))
+            case str():
+                return self._encode(clean(value))
+            case bytes():
+                return "[" + ",".join(map(str, value)) + "]"
+            case dict():
+                pairs = (f"{self._encode(name)}: {self._json(part)}" for name, part in value.items())
+                return "{" + ", ".join(pairs) + "}"
+            case Bucket():
+                return _bucket(value)
+            case Slot():
+                return f'{{"interval_start": {self._encode(_instant(value))}, "value": {self._json(value.value)}}}'
+            case tuple() | list():
+                return "[" + ",".join(self._json(part) for part in value) + "]"
+            case StackValue() | SymbolValue() | TimestampValue() | CgroupPathValue():
+                return self._encode(clean(self._resolver.text(value)))
+            case None:
+                return "null"
+        return self._encode(value)
+
+
+def _bucket(bucket: Bucket) -> str:
+    """Bounds are inclusive here, unlike in text."""
+    parts = []
+    if bucket.low is not None:
+        parts.append(f'"min": {bucket.low}')
+    if bucket.high is not None:
+        parts.append(f'"max": {bucket.high - 1}')
+    return "{" + ", ".join([*parts, f'"count": {bucket.count}']) + "}"
+
+
+def _instant(slot: Slot) -> str:
+    """Start of an interval as local time."""
+    seconds, rest = divmod(slot.start_ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{rest:09d}"
