@@ -37,4 +37,4 @@ def names() -> list[str]:
 
 def near(name: str, among: list[str] | tuple[str, ...], count: int = 3) -> list[str]:
     """Names of `among` that `name` may have meant, best first."""
-    return get_close_matches(name, among, n=count, cutoff=0.6)
+    return get_close_matches(name, sorted(set(among)), n=count, cutoff=0.6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bpfseal.dsl.table_types import REGISTERS, BuiltinSpec
+from bpfseal.dsl.table_types import BuiltinSpec
 from bpfseal.dsl.types import U8, U32, U64, Ptr, Record, Str, Type, Username
 
 COMM_SIZE = 16  # TASK_COMM_LEN, include/linux/sched.h
@@ -53,7 +53,13 @@ _ROWS = (
         rule="username",
         typed='Cast of Builtin "uid" to Username',
     ),
-    BuiltinSpec("usermode", U8, "1 when the probe interrupted user code, 0 in the kernel.", probes=REGISTERS),
+    BuiltinSpec(
+        "usermode",
+        U8,
+        "1 when the probe interrupted user code, 0 in the kernel.",
+        rule="usermode",
+        typed='Builtin "usermode" in profile, interval, software, hardware and watchpoint probes, else a constant',
+    ),
     BuiltinSpec(
         "probe",
         None,

@@ -61,7 +61,7 @@ class Str:
     size: int
 
     def __str__(self) -> str:
-        return f"string[{self.size}]"
+        return f"string[{self.size}]" if self.size else "string"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Buf:
     capacity: int
 
     def __str__(self) -> str:
-        return f"buffer[{self.capacity}]"
+        return f"buffer[{self.capacity}]" if self.capacity else "buffer"
 
 
 @dataclass(frozen=True, slots=True)

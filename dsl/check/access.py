@@ -162,7 +162,7 @@ def index(c: State, node: ast.Index) -> typed.Expr:
         case _:
             return c.error(node.span, f"[] can only be used on arrays, strings, pointers and tuples, not on {type}")
     if value is not None and limit and value >= limit:
-        return c.error(node.span, f"index {value} is out of bounds for {type}, which has {limit} elements")
+        return c.error(node.span, f"the index {value} is out of bounds for array of size {limit}")
     if isinstance(base, typed.StrLit) and value is not None:
         byte = (base.value + b"\0")[value] if value <= len(base.value) else 0
         return typed.Int(byte - 256 if byte > 127 else byte, I8, node.span)

@@ -144,6 +144,11 @@ def _tseries(c: State, call: ast.Call, args: list[typed.Expr]) -> tuple[int | st
     interval, count = _number(c, args[1], call, "interval_ns"), _number(c, args[2], call, "intervals")
     if interval is None or count is None:
         return None
+    if c.config["unstable_tseries"] == "error":
+        c.error(call.span, "tseries() is not stable yet and is disabled", "config = { unstable_tseries = enable }")
+        return None
+    if c.config["unstable_tseries"] == "warn":
+        c.warn(call.span, "tseries() is not stable yet", "config = { unstable_tseries = enable } silences this")
     kind = "none"
     if len(args) > 3:
         text = fold.literal(args[3])

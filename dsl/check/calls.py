@@ -96,6 +96,8 @@ def _builtin(c: State, node: ast.Call) -> typed.Expr:
 
 def _unknown(c: State, node: ast.Call) -> typed.Expr:
     span = node.name_span if node.name_span.source >= 0 else node.span
+    if node.name == "dw_ustack":
+        return c.error(span, "dw_ustack() is not supported", "ustack() unwinds programs that keep frame pointers")
     close = near(node.name, [*FUNCTIONS, *AGGREGATES, *BUILTINS, *c.functions])
     hint = "did you mean " + " or ".join(close) + "?" if close else None
     return c.error(span, f"unknown function: '{node.name}'", hint)
@@ -107,7 +109,7 @@ def _user(c: State, node: ast.Call) -> typed.Expr:
     if len(node.args) != len(function.params):
         return c.error(
             node.span,
-            f"{function.name}() takes {len(function.params)} arguments, {len(node.args)} given",
+            f"{function.name}() needs {len(function.params)} of its arguments, {len(node.args)} given",
         )
     args: list[typed.Expr] = []
     for given, param in zip(node.args, function.params, strict=True):

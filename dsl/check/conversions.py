@@ -112,8 +112,8 @@ def promote(a: Type | None, b: Type) -> Type | None:
     if isinstance(b, Unknown):
         return a
     match a, b:
-        case (Enum(), Enum()) if a == b:
-            return a
+        case (Enum(), Enum()) if a.name == b.name:
+            return a if a.bits >= b.bits else b
         case (Int() | Enum(), Int() | Enum()):
             left, right = as_int(a), as_int(b)
             assert left is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check import scopes, statements, typenames, walk
-from bpfseal.dsl.check.conversions import is_unknown
+from bpfseal.dsl.check.conversions import UNKNOWN, is_unknown
 from bpfseal.dsl.check.state import Place, State
 from bpfseal.dsl.table import AGGREGATES, BUILTINS, FUNCTIONS
 from bpfseal.dsl.types import Type, Void, is_scalar
@@ -58,6 +58,7 @@ def _one(c: State, node: ast.Function) -> typed.Function:
     params: list[typed.Var] = []
     if not isinstance(returns, Void) and not is_scalar(returns):
         c.error(node.returns.span, f"a function cannot return a {returns}", "it can return numbers and pointers")
+        returns = UNKNOWN
     signature = typed.Function(node.name, (), returns, (), node.span)
     c.place = Place(("fn", node.name), "", space="kernel", function=signature)
     with scopes.block(c):
@@ -65,6 +66,7 @@ def _one(c: State, node: ast.Function) -> typed.Function:
             type: Type = typenames.of(c, written)
             if not is_unknown(type) and not is_scalar(type):
                 c.error(written.span, f"a parameter cannot be a {type}", "pass a pointer to it")
+                type = UNKNOWN
             name = name.removeprefix("$")
             variable = scopes.declare(c, name, written, written.span, "made a parameter", type)
             variable.assigned = variable.fixed = True

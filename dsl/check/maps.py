@@ -241,7 +241,7 @@ def raw(c: State, node: object, function: str, keyed: bool = False) -> MapInfo |
     info = lookup(c, node.name, node.span)
     if keyed:
         if info.keyed is False:
-            c.error(node.span, f"{function}() expects a map with keys, but @{node.name} has none")
+            c.error(node.span, f"call to {function}() expects a map with explicit keys (non-scalar map)")
             return None
         if info.keyed is None:
             info.keyed, info.keyed_at = True, node.span
@@ -255,7 +255,7 @@ def finish(c: State) -> list[typed.MapDef]:
         definition = info.definition
         if info.value is None or info.keyed is None or (info.keyed and info.key is None):
             if info.declared is not None and info.keyed is None:
-                c.warn(info.declared.span, f"unused map: @{info.name}")
+                c.warn(info.declared.span, f"Unused map: @{info.name}")
             elif not any(d.severity == "error" for d in c.diagnostics):
                 c.error(info.span, f"undefined map: @{info.name}", "assign a value to it somewhere")
             continue

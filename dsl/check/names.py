@@ -9,7 +9,7 @@ from bpfseal.dsl.check.conversions import truth
 from bpfseal.dsl.check.state import State, nothing
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.table import AGGREGATES, BUILTINS, CONFIG, FUNCTIONS, near
-from bpfseal.dsl.types import BOOL, U64, Array, Enum, Int, Ptr, Record, Str, Sym, Tuple, Type, Username
+from bpfseal.dsl.types import BOOL, U8, U64, Array, Enum, Int, Ptr, Record, Str, Sym, Tuple, Type, Username
 
 REGISTER_KINDS = frozenset({"kprobe", "kretprobe", "uprobe", "uretprobe", "usdt"})
 PERF_KINDS = frozenset({"profile", "interval", "software", "hardware", "watchpoint"})
@@ -34,6 +34,8 @@ def identifier(c: State, node: ast.Identifier) -> typed.Expr:
     if constant is not None:
         value, type = constant
         if isinstance(type, Enum):
+            # constants are of 64 bits, whatever the enum takes in a record
+            type = Enum(type.name, 64, type.signed)
             c.note_type(type)
         return typed.Int(value, type, node.span)
     if spec is not None or name in AGGREGATES:
@@ -124,6 +126,14 @@ def _arg(c: State, name: str, span: Span) -> typed.Expr:
             'read further ones from the stack: *(uint64 *)(reg("sp") + 8)',
         )
     return typed.Builtin(name, Int(64, False, space=c.place.space), span)
+
+
+def _usermode(c: State, name: str, span: Span) -> typed.Expr:
+    """Probes of one side are known to be on it; begin, end and their like run for the tracer's own process."""
+    if c.place.kind in PERF_KINDS:
+        return typed.Builtin(name, U8, span)
+    user = c.place.kind in USER_KINDS or c.place.kind in ("begin", "end", "self", "test", "bench")
+    return typed.Int(int(user), U8, span)
 
 
 def _ctx(c: State, name: str, span: Span) -> typed.Expr:
@@ -220,7 +230,7 @@ def _no_argument(c: State, node: ast.Member) -> typed.Expr:
     return c.error(node.span, f"{point} has no argument named '{node.name}'", hint)
 
 
-_IN_PROBES = frozenset({"probe", "probetype", "func", "retval", "arg", "args", "ctx"})
+_IN_PROBES = frozenset({"probe", "probetype", "func", "retval", "arg", "args", "ctx", "usermode"})
 
 _RULES: dict[str, Callable[[State, str, Span], typed.Expr]] = {
     "curtask": _curtask,
@@ -232,6 +242,7 @@ _RULES: dict[str, Callable[[State, str, Span], typed.Expr]] = {
     "retval": _retval,
     "arg": _arg,
     "ctx": _ctx,
+    "usermode": _usermode,
     "config": _config,
     "args": _args,
 }

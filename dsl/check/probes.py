@@ -9,7 +9,7 @@ from bpfseal.dsl import ast, points, typed
 from bpfseal.dsl.check import operators, scopes, statements, walk
 from bpfseal.dsl.check.names import USER_KINDS
 from bpfseal.dsl.check.state import Place, State
-from bpfseal.dsl.env import Args, Point
+from bpfseal.dsl.env import Args, AttachSpec, Point
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import BOOL
 from bpfseal.errors import BpfsealError
@@ -45,16 +45,16 @@ def resolve(c: State, script: ast.Script) -> list[Group]:
         if count > int(c.config["max_probes"]):
             c.error(
                 probe.points[0].span if probe.points else probe.span,
-                f"the script attaches to {count} points so far, at most {c.config['max_probes']} are allowed",
-                f"narrow the wildcard, or set BPFTRACE_MAX_PROBES={count}",
+                f"Can't attach to {count} probes: at most {c.config['max_probes']} are allowed",
+                f"narrow the wildcard, or raise the limit with BPFTRACE_MAX_PROBES={count}",
             )
             break
     limit = int(c.config["max_bpf_progs"])
     if len(groups) > limit:
         c.error(
             groups[limit].probe.span,
-            f"the script becomes {len(groups)} programs, at most {limit} are allowed",
-            "narrow the wildcard, avoid args and probe in it, or raise max_bpf_progs",
+            f"the script becomes {len(groups)} BPF programs, at most {limit} are allowed",
+            f"narrow the wildcard, or raise the limit with BPFTRACE_MAX_BPF_PROGS={len(groups)}",
         )
     _check_iterators(c, groups)
     return groups
@@ -71,25 +71,27 @@ def _points(c: State, probe: ast.Probe) -> list[Point]:
             c.error(written.span, str(error), error.hint)
             continue
         if not here:
-            _missing(c, written, specs[0].kind)
+            _missing(c, written, specs[0])
         found += [replace(p, name=probe.name) for p in here] if probe.name else here
+    if not found and probe.points and c.config["missing_probes"] == "warn":
+        c.warn(
+            probe.points[0].span,
+            "Probe has no valid attach points. It is being removed which may cause issues with program behavior.",
+        )
     return found
 
 
-def _missing(c: State, written: ast.AttachPoint, kind: str) -> None:
+def _missing(c: State, written: ast.AttachPoint, spec: AttachSpec) -> None:
     policy = c.config["missing_probes"]
     if policy == "ignore":
         return
-    close = c.env.suggest(kind, written.text)[:3]
-    hint = "did you mean " + " or ".join(close) + "?" if close else "bpfseal -l lists what there is"
-    if "*" in written.text or "?" in written.text:
-        message = f"no probe point matches {written.text}"
-    else:
-        message = f"there is no probe point {written.text}"
+    message = f"No matches for {spec.kind} {':'.join(spec.parts)}."
     if policy == "warn":
-        c.warn(written.span, message, hint)
-    else:
-        c.error(written.span, message, hint)
+        c.warn(written.span, message + " Skipping.")
+        return
+    close = c.env.suggest(spec.kind, written.text)[:3]
+    hint = "did you mean " + " or ".join(close) + "?" if close else "bpfseal -l lists what there is"
+    c.error(written.span, message, hint)
 
 
 def _grouped(c: State, probe: ast.Probe, number: int, found: Sequence[Point]) -> list[Group]:

@@ -105,10 +105,10 @@ def _apply(values: dict[str, Value], written: str, value: Value, span: Span, fou
         close = near(name, list(CONFIG))
         if name in ENVIRONMENT_ONLY:
             hint: str | None = f"set BPFTRACE_{name.upper()} when starting"
-            message = f"{written} can only be set as an environment variable"
+            message = f"{written}: can only be set as an environment variable"
         else:
             hint = "did you mean " + " or ".join(close) + "?" if close else None
-            message = f"{written} is not a known configuration option"
+            message = f"{written}: not a known configuration option"
         found.append(Diagnostic("error", message, span, hint))
         return
     try:

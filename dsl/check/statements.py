@@ -34,7 +34,7 @@ def body(c: State, nodes: Sequence[ast.Statement]) -> list[typed.Stmt]:
     jumped = False
     for node in nodes:
         if jumped:
-            c.warn(node.span, "unreachable statement")
+            c.warn(node.span, "Unreachable statement.")
         translated = c.statement(node)
         if not jumped:
             done += translated
@@ -94,7 +94,7 @@ def expression(c: State, node: ast.ExprStatement) -> Sequence[typed.Stmt]:
     if is_unknown(value.type) and not isinstance(expr, ast.IncDec):
         return ()
     if not isinstance(value.type, Void) and not isinstance(expr, ast.IncDec):
-        c.warn(node.span, "return value discarded", "write _ = … before it if that is what you want")
+        c.warn(node.span, "Return value discarded.", "write _ = … before it if that is what you want")
     return (typed.Do(value, node.span),)
 
 
@@ -163,19 +163,25 @@ def store(c: State, variable: Variable, expr: typed.Expr, span: Span) -> Sequenc
         c.error(span, f"type mismatch for ${name}: it is of type {variable.var.type}, the map's value is a number")
         return ()
     if not variable.fixed and not c.grow_variable(variable, expr.type):
-        return _mismatch(c, variable, expr.type, span)
+        return _mismatch(c, variable, expr, span)
     converted = coerce(expr, variable.var.type, c.narrowing)
     if converted is None:
-        return _mismatch(c, variable, expr.type, span)
+        return _mismatch(c, variable, expr, span)
     return (typed.AssignVar(variable.var, converted, span),)
 
 
-def _mismatch(c: State, variable: Variable, type: Type, span: Span) -> Sequence[typed.Stmt]:
-    have = variable.var.type
+def _mismatch(c: State, variable: Variable, expr: typed.Expr, span: Span) -> Sequence[typed.Stmt]:
+    type, have = expr.type, variable.var.type
     hint = None
-    if isinstance(have, Int) and isinstance(type, Int):
-        hint = f"the number does not fit, cast it: ({have})"
-    elif isinstance(have, Str) and isinstance(type, Str):
+    if isinstance(have, Int) and isinstance(expr, typed.Int) and isinstance(type, Int):
+        c.error(
+            expr.span,
+            f"type mismatch for ${variable.var.name}: {expr.value} does not fit into {have}",
+            f"cast it: ({have})",
+            (f"${variable.var.name} was {variable.what} here", variable.span),
+        )
+        return ()
+    if isinstance(have, Str) and isinstance(type, Str):
         hint = f"the string needs {type.size} bytes with its NUL"
     elif isinstance(have, Int) and isinstance(type, Ptr):
         hint = f"cast the pointer: ({have}), or use another variable"
@@ -321,7 +327,10 @@ def unroll(c: State, node: ast.Unroll) -> Sequence[typed.Stmt]:
         c.error(node.count.span, "the count of unroll must be a literal number")
         return ()
     if not 1 <= count <= MAX_UNROLL:
-        c.error(node.count.span, f"the count of unroll must be between 1 and {MAX_UNROLL}, not {count}")
+        c.error(
+            node.count.span,
+            f"unroll {'minimum' if count < 1 else 'maximum'} value is {1 if count < 1 else MAX_UNROLL}, not {count}",
+        )
         return ()
     done: list[typed.Stmt] = []
     outer = c.copy
@@ -358,7 +367,7 @@ def jump(c: State, node: ast.Jump) -> Sequence[typed.Stmt]:
     converted = coerce(value, function.returns, c.narrowing)
     if converted is None:
         c.error(node.span, f"{function.name} returns {function.returns}, not {value.type}")
-        return ()
+        converted = value
     return (typed.Jump("return", converted, node.span),)
 
 

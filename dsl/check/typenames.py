@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bpfseal.dsl import ast
-from bpfseal.dsl.check.conversions import UNKNOWN, is_unknown
+from bpfseal.dsl.check.conversions import UNKNOWN
 from bpfseal.dsl.check.state import State
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.table import near
@@ -24,7 +24,6 @@ from bpfseal.dsl.types import (
     CgroupPath,
     Enum,
     Inet,
-    Int,
     Mac,
     Ptr,
     Stack,
@@ -135,6 +134,9 @@ def with_suffixes(c: State, type: Type, suffixes: tuple[str | int | None, ...], 
 def resolve(c: State, node: ast.TypeName) -> Type:
     """The type that `node` names; UNKNOWN (and a report) when there is none."""
     type = look_up(c, node.base)
+    if type is None and not node.suffixes and (constant := c.env.constant(node.base)) is not None:
+        # sizeof(CONSTANT): a word in a type's place
+        return Enum(constant[1].name, 64, constant[1].signed) if isinstance(constant[1], Enum) else constant[1]
     if type is None:
         names = [*NAMED, *c.env.suggest("type", node.base)]
         close = near(node.base, names) or c.env.suggest("type", node.base)[:3]
@@ -176,19 +178,3 @@ def _is_value(c: State, name: str) -> bool:
     from bpfseal.dsl.table import BUILTINS, FUNCTIONS
 
     return name in BUILTINS or name in FUNCTIONS or c.env.constant(name) is not None
-
-
-def integer_of(type: Type) -> Int | None:
-    """The integer type that arithmetic on a `type` uses, None when there is none."""
-    match type:
-        case Int():
-            return type
-        case Enum(bits=bits, signed=signed):
-            return Int(bits, signed)
-        case t if t == BOOL:
-            return Int(8, False, flexible=True)
-        case _:
-            return None
-
-
-__all__ = ["NAMED", "is_unknown", "look_up", "of", "resolve", "with_suffixes"]
