@@ -20,15 +20,14 @@ import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import protocol
-from bpfseal.signer.bundle import SealedBundle, SealRequest
+from bpfseal.signer.bundle import MAX_BUNDLE_BYTES, SealedBundle, SealRequest
 from bpfseal.signer.protocol import Reply, Request
 
 SOCKET = "/run/bpfseal/signer.sock"
-# A request is answered within milliseconds; a helper that keeps silent this long is gone or wedged.
-REPLY_SECONDS = 2.0
-# Analysis of a huge bundle and the start of a private helper on a loaded machine are given longer.
-LARGE_SECONDS = 10.0
-START_SECONDS = 10.0
+# A helper that neither answers nor works for this long is gone or wedged.
+SILENCE_SECONDS = 2.0
+# One that works on it (a huge bundle, a loaded machine) or is just starting is given this long.
+WORK_SECONDS = 30.0
 # The system helper closes connections that were idle for a minute; ask on a fresh one well before.
 FRESH_SECONDS = 30.0
 
@@ -58,6 +57,7 @@ class SignerClient:
         self._sock: socket.socket | None = sock
         self._path = path
         self._child = child
+        self._helper = child or _peer(sock)[0]
         self._greeted = False
         self._why = ""
         self._used = time.monotonic()
@@ -67,7 +67,7 @@ class SignerClient:
 
     def hello(self) -> protocol.Welcome:
         """Waits until the helper is ready."""
-        welcome = self._ask(protocol.Hello(), protocol.Welcome, START_SECONDS)
+        welcome = self._ask(protocol.Hello(), protocol.Welcome)
         self._greeted = True
         self._why = welcome.why
         return welcome
@@ -83,16 +83,18 @@ class SignerClient:
 
     def seal_reply(self, bundle: bytes, *, lifetime: int = 0) -> protocol.SealReply:
         """As `seal`, with the policy rule that allowed it and the policy's notes."""
+        if len(bundle) > MAX_BUNDLE_BYTES:
+            raise SignerError(f"a bundle of {len(bundle)} bytes is over the limit of {MAX_BUNDLE_BYTES}")
         self._ready()
         request = protocol.Seal(request=SealRequest(bundle=bundle, lifetime=lifetime))
-        return self._ask(request, protocol.SealReply, LARGE_SECONDS)
+        return self._ask(request, protocol.SealReply)
 
     def check(self, bundle: bytes, *, user: tuple[int, int, tuple[int, ...]] | None = None) -> protocol.Verdict:
         """Would it be sealed (for `user`, a uid, gid and groups, which only administrators may ask)? Signs nothing."""
         self._ready()
         uid, gid, groups = user or (-1, -1, ())
         request = protocol.Check(request=SealRequest(bundle=bundle), uid=uid, gid=gid, groups=groups)
-        return self._ask(request, protocol.Verdict, LARGE_SECONDS)
+        return self._ask(request, protocol.Verdict)
 
     def status(self) -> protocol.StatusReply:
         self._ready()
@@ -120,12 +122,13 @@ class SignerClient:
         if self._path and time.monotonic() - self._used > FRESH_SECONDS:
             self.close()
             self._sock = _dial(self._path)
+            self._helper = _peer(self._sock)[0]
             self._greeted = False
         if not self._greeted:
             self.hello()
 
-    def _ask(self, request: Request, kind: type[_R], seconds: float = REPLY_SECONDS) -> _R:
-        reply = self._exchange(request, seconds)
+    def _ask(self, request: Request, kind: type[_R]) -> _R:
+        reply = self._exchange(request)
         if isinstance(reply, kind):
             return reply
         if isinstance(reply, protocol.Refused):
@@ -134,24 +137,22 @@ class SignerClient:
             raise SignerError(reply.message, hint=reply.hint or None)
         raise SignerError(f"the signing helper answered out of turn ({type(reply).__name__})")
 
-    def _exchange(self, request: Request, seconds: float) -> Reply:
+    def _exchange(self, request: Request) -> Reply:
         sock = self._sock
         if sock is None:
             raise SignerError("the connection to the signing helper is closed")
         if self._owner != os.getpid():
             raise SignerError("a signing helper cannot be shared with a forked process", hint="connect again there")
-        deadline = time.monotonic() + seconds
+        patience = _Patience(self._helper, SILENCE_SECONDS if self._greeted or self._path else WORK_SECONDS)
         try:
-            sock.settimeout(seconds)
-            sock.sendall(protocol.frame(request))
-            header = _read(sock, protocol.HEADER.size, deadline)
-            length, version, _ = protocol.HEADER.unpack(header)
+            self._send(sock, memoryview(protocol.frame(request)), patience)
+            length, version, _ = protocol.HEADER.unpack(self._receive(sock, protocol.HEADER.size, patience))
             if version != protocol.VERSION or length > protocol.REPLY_LIMIT:
                 raise SignerError("the signing helper speaks another protocol")
-            body = _read(sock, length, deadline)
+            body = self._receive(sock, length, patience)
         except TimeoutError:
             self.close()
-            raise SignerError(f"the signing helper did not answer within {seconds:g} s") from None
+            raise SignerError("the signing helper does not answer") from None
         except OSError as error:
             raise self._lost(error.strerror) from None
         except EOFError:
@@ -162,6 +163,33 @@ class SignerClient:
         except protocol.ProtocolError as error:
             self.close()
             raise SignerError(f"the signing helper sent nonsense: {error}") from None
+
+    @staticmethod
+    def _send(sock: socket.socket, data: memoryview, patience: _Patience) -> None:
+        sock.settimeout(0.25)
+        while data:
+            try:
+                data = data[sock.send(data) :]
+                patience.renew()
+            except TimeoutError:
+                patience.check()
+            except BrokenPipeError:
+                return  # it hung up on us, and may have said why
+
+    @staticmethod
+    def _receive(sock: socket.socket, size: int, patience: _Patience) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            try:
+                piece = sock.recv(min(size - len(data), 1 << 20))
+            except TimeoutError:
+                patience.check()
+                continue
+            if not piece:
+                raise EOFError
+            data += piece
+            patience.renew()
+        return bytes(data)
 
     def _lost(self, why: str | None) -> SignerError:
         told = ""
@@ -190,18 +218,37 @@ class SignerClient:
         self.close()
 
 
-def _read(sock: socket.socket, size: int, deadline: float) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        left = deadline - time.monotonic()
-        if left <= 0:
+class _Patience:
+    """How long to wait for process `pid`: while it does something, and `silence` seconds while it does not."""
+
+    def __init__(self, pid: int, silence: float) -> None:
+        self._pid = pid
+        self._silence = silence
+        self._until = time.monotonic() + WORK_SECONDS
+        self.renew()
+
+    def renew(self) -> None:
+        self._quiet = time.monotonic()
+        self._work = _work(self._pid)
+
+    def check(self) -> None:
+        """Raises TimeoutError when it is over."""
+        now = time.monotonic()
+        work = _work(self._pid)
+        if work != self._work or work[0] in (b"R", b"D"):
+            self._work, self._quiet = work, now
+        if now > self._until or now - self._quiet > self._silence - 0.25:
             raise TimeoutError
-        sock.settimeout(left)
-        piece = sock.recv(min(size - len(data), 1 << 20))
-        if not piece:
-            raise EOFError
-        data += piece
-    return bytes(data)
+
+
+def _work(pid: int) -> tuple[bytes, int]:
+    """State letter and processor time of a process: proc(5), /proc/PID/stat. Empty if that cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return fields[0], int(fields[11]) + int(fields[12])
+    except (OSError, ValueError, IndexError):
+        return b"", 0
 
 
 def _reap(child: int) -> None:
@@ -246,13 +293,19 @@ def connect(
     return start_private(policy or "", unsafe=unsafe, audit=audit or "")
 
 
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    """pid and uid at the other end."""
+    pid, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
 def _dial(path: str) -> socket.socket:
     """Connect, and make sure that root or the socket's owner is at the other end."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.settimeout(REPLY_SECONDS)
+        sock.settimeout(SILENCE_SECONDS)
         sock.connect(path)
-        _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        _, uid = _peer(sock)
         owner = os.lstat(path).st_uid
         folder = os.stat(os.path.dirname(path) or ".")
     except OSError as error:

@@ -143,6 +143,8 @@ def confine(want: Confinement) -> tuple[str, ...]:
     if _prctl(_GET_DUMPABLE) != 0:
         raise HardenError("still dumpable")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
+        raise HardenError("core dumps are still possible")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     _prctl(_NO_NEW_PRIVS, 1)
     report = [locked, landlock.restrict(want.writable, want.readable)]
@@ -182,5 +184,3 @@ def _verify(was_root: bool, keep: int) -> None:
         raise HardenError(f"still root after the change of user ({state['Uid']})")
     if state.get("NoNewPrivs") != "1" or state.get("Seccomp") != "2":
         raise HardenError("no_new_privs or seccomp do not hold")
-    if resource.getrlimit(resource.RLIMIT_CORE) != (0, 0):
-        raise HardenError("core dumps are still possible")

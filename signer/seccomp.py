@@ -39,7 +39,7 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "futex": (202, 98), "rt_sigreturn": (15, 139), "rt_sigprocmask": (14, 135), "rt_sigaction": (13, 134),
     "sigaltstack": (131, 132), "restart_syscall": (219, 128), "sched_yield": (24, 124),
     "getpid": (39, 172), "gettid": (186, 178), "getuid": (102, 174), "geteuid": (107, 175), "getrusage": (98, 165),
-    "prlimit64": (302, 261), "exit": (60, 93), "exit_group": (231, 94),
+    "exit": (60, 93), "exit_group": (231, 94),
     # new leaves
     "add_key": (248, 217),
 }  # fmt: skip
