@@ -95,7 +95,7 @@ def node(cls: type[T]) -> type[T]:
 def _init(cls: Any) -> Any:
     """The class's own `__init__`, compiled: fields by position or name, stored past the guard of `__setattr__`."""
     scope: dict[str, Any] = {}
-    params, body = [], []
+    params, body = [], [" pass"]
     for name in cls.__match_args__:
         scope[f"set_{name}"] = getattr(cls, name).__set__
         body.append(f" set_{name}(self, {name})")
