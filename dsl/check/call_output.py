@@ -43,7 +43,7 @@ def print_(c: State, node: ast.Call) -> typed.Expr:
     if expr is None:
         return nothing(node.span)
     if isinstance(expr.type, Void | Aggregate):
-        return c.error(expr.span, "there is nothing to print: the call returns nothing")
+        return c.error(expr.span, "there is nothing to print: this has no value")
     if isinstance(expr.type, Ptr) and expr.type.space == "ctx" and isinstance(expr, typed.Builtin):
         return c.error(expr.span, "the context cannot be printed", "print a member of it")
     c.note_type(expr.type)

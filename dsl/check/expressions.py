@@ -17,7 +17,7 @@ from bpfseal.dsl.check import (
 )
 from bpfseal.dsl.check.conversions import is_unknown, literal_type
 from bpfseal.dsl.check.state import Handler, State, nothing
-from bpfseal.dsl.types import BOOL, Aggregate, Str, Tuple, Void
+from bpfseal.dsl.types import BOOL, VOID, Aggregate, Str, Tuple, Void
 
 
 def integer(c: State, node: ast.Integer) -> typed.Expr:
@@ -56,7 +56,7 @@ def tuple_of(c: State, node: ast.TupleExpr) -> typed.Expr:
         return nothing(node.span)
     for element, written in zip(elements, node.elements, strict=True):
         if isinstance(element.type, Void | Aggregate):
-            return c.error(written.span, "a call that returns nothing cannot be part of a tuple")
+            return c.error(written.span, "something that has no value cannot be part of a tuple")
     for n, name in enumerate(node.names):
         if name in node.names[:n]:
             return c.error(node.elements[n].span, f"the name '{name}' appears twice in the record")
@@ -69,7 +69,7 @@ def block(c: State, node: ast.Block) -> typed.Expr:
     with scopes.block(c):
         body = statements.body(c, node.statements)
         if node.result is None:
-            return typed.BlockExpr(tuple(body), nothing(node.span), nothing(node.span).type, node.span)
+            return typed.BlockExpr(tuple(body), typed.Int(0, VOID, node.span), VOID, node.span)
         result = c.expr(node.result)
     if not body:
         return result

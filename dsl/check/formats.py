@@ -72,7 +72,7 @@ def _problem(function: str, conversion: Conversion, type: Type) -> tuple[str, st
     if is_unknown(type):
         return "", None
     if isinstance(type, Void):
-        return f"{conversion.text} is given a call that returns nothing", None
+        return f"{conversion.text} is given something that has no value", None
     if function == "debugf" and name not in TRACE_CONVERSIONS:
         return f"{conversion.text} cannot be used here", "the kernel's trace pipe knows %d %u %x %p and %s"
     if conversion.width > MAX_WIDTH:

@@ -123,7 +123,7 @@ def _bad_key(type: Type) -> str:
         if isinstance(part, Ptr) and part.space == "ctx":
             return "the context cannot be part of a map key"
         if isinstance(part, Void):
-            return "a call that returns nothing cannot be a map key"
+            return "something that has no value cannot be a map key"
     return ""
 
 
@@ -174,7 +174,7 @@ def assign(c: State, target: ast.Map, value: ast.Expr, span: Span) -> Sequence[t
     if info is None or is_unknown(expr.type):
         return ()
     if isinstance(expr.type, Void):
-        c.error(span, "a call that returns nothing cannot be assigned to a map")
+        c.error(span, "something that has no value cannot be assigned to a map")
         return ()
     if is_aggregate_read(expr) and (info.value is None or as_int(info.value) is None):
         return _copied_aggregate(c, info, expr, span)

@@ -96,6 +96,8 @@ class State:
     callbacks: int = 0
     # inside sizeof, typeof and the like: nothing is evaluated
     silent: int = 0
+    # inside `_ = …`
+    warnings_off: int = 0
     # how often unroll bodies and shared nodes have been copied, to tell their variables apart
     copy: tuple[int, ...] = ()
     seen: set[tuple[str, str, Span]] = field(default_factory=set)

@@ -93,7 +93,7 @@ def expression(c: State, node: ast.ExprStatement) -> Sequence[typed.Stmt]:
     value = c.expr(expr)
     if is_unknown(value.type) and not isinstance(expr, ast.IncDec):
         return ()
-    if not isinstance(value.type, Void) and not isinstance(expr, ast.IncDec):
+    if not isinstance(value.type, Void) and not isinstance(expr, ast.IncDec) and not c.warnings_off:
         c.warn(node.span, "Return value discarded.", "write _ = … before it if that is what you want")
     return (typed.Do(value, node.span),)
 
@@ -114,7 +114,7 @@ def assign(c: State, node: ast.Assign) -> Sequence[typed.Stmt]:
     value = node.value
     target = node.target
     if isinstance(target, ast.Identifier) and target.name == "_" and node.op == "=":
-        return (typed.Do(c.expr(value), node.span),)
+        return _discarded(c, value, node.span)
     if node.op != "=":
         if not isinstance(target, ast.Variable | ast.Map):
             return _no_target(c, target)
@@ -126,6 +126,17 @@ def assign(c: State, node: ast.Assign) -> Sequence[typed.Stmt]:
             return maps.assign(c, target, value, node.span)
         case _:
             return _no_target(c, target)
+
+
+def _discarded(c: State, value: ast.Expr, span: Span) -> Sequence[typed.Stmt]:
+    """`_ = value`: evaluated, and not worth a warning."""
+    if isinstance(value, ast.Block | ast.IfExpr | ast.Ternary):
+        c.warnings_off += 1
+        done = expression(c, ast.ExprStatement(value, span))
+        c.warnings_off -= 1
+        return done
+    expr = c.expr(value)
+    return () if is_unknown(expr.type) else (typed.Do(expr, span),)
 
 
 def _no_target(c: State, target: ast.Expr) -> Sequence[typed.Stmt]:
@@ -157,7 +168,7 @@ def store(c: State, variable: Variable, expr: typed.Expr, span: Span) -> Sequenc
     if is_unknown(expr.type):
         return ()
     if isinstance(expr.type, Void | Aggregate):
-        c.error(expr.span, "a call that returns nothing cannot be assigned to a variable")
+        c.error(expr.span, "something that has no value cannot be assigned to a variable")
         return ()
     if is_aggregate_read(expr) and not is_unknown(variable.var.type) and as_int(variable.var.type) is None:
         c.error(span, f"type mismatch for ${name}: it is of type {variable.var.type}, the map's value is a number")

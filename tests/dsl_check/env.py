@@ -11,7 +11,6 @@ from bpfseal.dsl.env import Args, AttachSpec, Point, Target
 from bpfseal.dsl.types import (
     BOOL,
     I8,
-    I16,
     I32,
     I64,
     U8,
