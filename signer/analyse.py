@@ -7,8 +7,9 @@ origin that a value can have on some path is in its set: what a call or a store 
 it does.
 
 - A map argument whose set holds anything but maps of the bundle is refused: the call cannot be told.
-- Values live in slots of their own frame by constant offset. What is stored in a frame through other pointers, or
-  read from another frame, is taken to be anything that the program ever stores on a stack.
+- Stack addresses are origins too, by frame and offset, as far as offsets are constants. A slot of the own frame (there
+  is one: recursion is refused) is followed step by step; a slot of another one gives whatever was ever stored there, a
+  pointer at an unknown offset whatever was ever stored on any stack.
 - Pointers leave the tracked world when stored in maps, ring buffers or the context: the kernel gives back a number.
 """
 
@@ -26,6 +27,7 @@ from bpfseal.signer.bundle import Attributes, MapSpec
 from bpfseal.signer.cfg import Flow, split
 from bpfseal.signer.helpers import FORBIDDEN_HELPERS, HELPERS, KFUNC_CLASSES, Helper
 from bpfseal.signer.insn import (
+    ADD,
     CMPXCHG,
     DW,
     FETCH,
@@ -57,6 +59,8 @@ from bpfseal.signer.refusal import Refusal
 
 NUMBER, STACK, CONTEXT, MEMORY, OBJECT = 1, 2, 4, 8, 16  # OBJECT: a number, or a kernel pointer with a type
 _FIRST_MAP: Final = 5  # bit of map 0's pointer
+
+_MAX_ADDRESSES: Final = 1024  # stack addresses that are told apart
 
 _ARRAY: Final = 2
 _FOR_EACH, _LOOP, _TIMER_CALLBACK, _FIND_VMA = 164, 181, 170, 180
@@ -177,6 +181,12 @@ class _Tracker:
         self.map_bits = ((1 << count) - 1) << _FIRST_MAP
         self.value_bits = self.map_bits << count
         self.first_function = _FIRST_MAP + 2 * count
+        self.first_address = self.first_function + len(flow.starts)
+        self.address_floor = 1 << self.first_address
+        self.functions = self.address_floor - (1 << self.first_function)
+        self.addresses: list[tuple[int, int]] = []  # (number of the subprogram, offset from its r10)
+        self.address_bits: dict[tuple[int, int], int] = {}
+        self.places: dict[int, tuple[int, int]] = {}
         self.function_of = {start: number for number, start in enumerate(flow.starts)}
         self.entries: dict[int, list[int]] = {}
         self.slots: dict[int, dict[int, int]] = {}
@@ -184,8 +194,12 @@ class _Tracker:
         self.callers: dict[int, set[int]] = {}
         self.work: list[int] = []
         self.queued: set[int] = set()
-        self.spilled = self.weak = 0  # ever stored on any stack; stored there through other pointers than r10
-        self.reads_stack = self.reads_packet = self.reads_pointer = False
+        self.memory: dict[tuple[int, int], int] = {}  # ever stored at a stack address
+        self.weak: dict[tuple[int, int], int] = {}  # of that, through other pointers than r10
+        self.spilled = self.scattered = 0  # ever stored on any stack; of that, at unknown offsets
+        self.grown = self.weak_grown = False
+        self.readers: set[int] = set()  # blocks that read stacks through other pointers than r10
+        self.reads_packet = self.reads_pointer = False
         self.written = 0
         self.operated: dict[str, int] = dict.fromkeys(("read", "write", "delete", "iterate", "output"), 0)
         self.helpers: set[int] = set()
@@ -203,9 +217,8 @@ class _Tracker:
 
     def run(self) -> None:
         budget = 8 * len(self.insns) + 65536
-        self._join(0, [0, CONTEXT, 0, 0, 0, 0, 0, 0, 0, 0, STACK], {})
-        while True:
-            before = self.spilled, self.weak
+        self._join(0, [0, CONTEXT, 0, 0, 0, 0, 0, 0, 0, 0, self._address(0, 0)], {})
+        while self.work:
             while self.work:
                 start = heappop(self.work)
                 self.queued.discard(start)
@@ -215,10 +228,10 @@ class _Tracker:
                     raise error.at("", self.at) from None
                 if budget < 0:
                     raise Refusal("complexity", "values do not settle: too many paths join", insn=start)
-            if before == (self.spilled, self.weak) or not (self.reads_stack or self.weak):
-                break
-            for start in self.entries:
-                self._queue(start)
+            if self.grown:
+                for start in self.entries if self.weak_grown else self.readers:
+                    self._queue(start)
+                self.grown = self.weak_grown = False
         leaders, entries = self.flow.leaders, self.entries
         at = leaders.find(1)
         while at >= 0:
@@ -257,7 +270,9 @@ class _Tracker:
         regs = self.entries[start][:]
         slots = self.slots[start]
         owned = False
-        value_bits = self.value_bits
+        value_bits, address_floor = self.value_bits, self.address_floor
+        own = self.places
+        frame, self.block = self.flow.subprogram(start), start
         at = start
         while True:
             self.at = at
@@ -265,19 +280,28 @@ class _Tracker:
             kind, dst, src, _uses = forms[head]
             if kind == OP_LOAD:
                 base = regs[src]
-                if src == 10:
-                    regs[dst] = slots.get(off, NUMBER) | self.weak if head & 0x18 == DW else NUMBER
+                if base >= address_floor and (place := own.get(base)) and place[0] == frame:
+                    off += place[1]
+                    src = 10
+                if src != 10:
+                    regs[dst] = self._load(base, off)
+                elif head & 0x18 != DW:
+                    regs[dst] = NUMBER
                 else:
-                    regs[dst] = self._load(base)
+                    value = slots.get(off, NUMBER) | self.scattered
+                    regs[dst] = value | self.weak.get((frame, off), 0) if self.weak else value
             elif kind == OP_MOVE:
                 regs[dst] = regs[src]
             elif kind == 0:  # OP_SCALAR
                 regs[dst] = NUMBER
             elif kind == OP_KEEP:
-                pass
+                if regs[dst] >= address_floor:
+                    regs[dst] = self._move(regs[dst], imm if head & 0xF0 == ADD else -imm)
             elif kind == OP_PTR_ADD:
                 left, right = regs[dst], regs[src]
                 both = left | right
+                if both >= address_floor:
+                    both = both & (address_floor - 1) | STACK
                 if both & ~(NUMBER | OBJECT):
                     both &= ~OBJECT | (left & right)  # an offset does not make a pointer another object
                 regs[dst] = both
@@ -286,14 +310,18 @@ class _Tracker:
                 owned = False
             elif kind == OP_SPILL:
                 value, base = regs[src], regs[dst]
+                if base >= address_floor and (place := own.get(base)) and place[0] == frame:
+                    off += place[1]
+                    dst = 10
                 if dst == 10:
                     if value > NUMBER or off in slots:
                         if not owned:
                             slots, owned = slots.copy(), True
                         slots[off] = value
-                        self.spilled |= value
+                        if value > NUMBER:
+                            self._remember(self.memory, (frame, off), value)
                 else:
-                    self._store(base, value)
+                    self._store(base, off, value)
             elif kind == OP_STORE:
                 if regs[dst] & value_bits:
                     self.written |= regs[dst]
@@ -322,7 +350,41 @@ class _Tracker:
                 self._join(at, regs, slots)
                 return at - start
 
-    def _load(self, base: int) -> int:
+    def _address(self, frame: int, offset: int) -> int:
+        """The bit of a stack address; STACK when there are too many."""
+        bit = self.address_bits.get((frame, offset))
+        if bit is None:
+            if len(self.addresses) >= _MAX_ADDRESSES + len(self.flow.starts) or not -8192 <= offset <= 8192:
+                return STACK
+            bit = self.address_bits[frame, offset] = 1 << self.first_address + len(self.addresses)
+            self.addresses.append((frame, offset))
+            self.places[bit] = frame, offset
+        return bit
+
+    def _places(self, value: int) -> list[tuple[int, int]]:
+        """The stack addresses that a value may be."""
+        bits, found = value >> self.first_address, []
+        while bits:
+            low = bits & -bits
+            found.append(self.addresses[low.bit_length() - 1])
+            bits ^= low
+        return found
+
+    def _move(self, value: int, delta: int) -> int:
+        """A value with stack addresses in it, plus a constant."""
+        result = value & (self.address_floor - 1)
+        for frame, offset in self._places(value):
+            result |= self._address(frame, offset + delta)
+        return result
+
+    def _remember(self, where: dict[tuple[int, int], int], place: tuple[int, int], value: int) -> None:
+        known = where.get(place, 0)
+        if value & ~known:
+            where[place] = known | value
+            self.spilled |= value
+            self.grown = True
+
+    def _load(self, base: int, off: int) -> int:
         """What a load through anything but r10 can give."""
         result = NUMBER
         if base & OBJECT:
@@ -330,26 +392,39 @@ class _Tracker:
         if base & (OBJECT | CONTEXT | self.map_bits):
             result = OBJECT
         if base & STACK:
-            self.reads_stack = True
-            result |= self.spilled
+            self.readers.add(self.block)
+            return result | self.spilled
+        if base >= self.address_floor:
+            self.readers.add(self.block)
+            result |= self.scattered
+            for frame, offset in self._places(base):
+                result |= self.memory.get((frame, offset + off), 0)
         return result
 
-    def _store(self, base: int, value: int) -> None:
+    def _store(self, base: int, off: int, value: int) -> None:
         """A store through anything but r10."""
         if base & self.value_bits:
             self.written |= base
-        if base & STACK and value > NUMBER:
+        if value <= NUMBER:
+            return
+        if base & STACK and value & ~self.scattered:
+            self.scattered |= value
             self.spilled |= value
-            self.weak |= value
+            self.grown = self.weak_grown = True
+        for frame, offset in self._places(base):
+            place = frame, offset + off
+            self.weak_grown |= bool(value & ~self.weak.get(place, 0))
+            self._remember(self.weak, place, value)
+            self._remember(self.memory, place, value)
 
     def _atomic(self, insn: Insn, dst: int, src: int, regs: list[int]) -> None:
         imm = insn.imm
         if imm == LOAD_ACQ:
-            regs[dst] = self._load(regs[src])
+            regs[dst] = self._load(regs[src], insn.off)
             return
-        self._store(regs[dst], regs[src])
+        self._store(regs[dst], insn.off, regs[src])
         if imm != STORE_REL and imm & FETCH:
-            regs[0 if imm == CMPXCHG else src] = self._load(regs[dst])
+            regs[0 if imm == CMPXCHG else src] = self._load(regs[dst], insn.off)
 
     def _constant(self, at: int, source: int, imm: int) -> int:
         """The value of an ld_imm64."""
@@ -380,7 +455,7 @@ class _Tracker:
     def _call(self, target: int, block: int, regs: list[int]) -> None:
         number = self.function_of[target]
         self.callers.setdefault(number, set()).add(block)
-        self._join(target, [0, *regs[1:6], 0, 0, 0, 0, STACK], {})
+        self._join(target, [0, *regs[1:6], 0, 0, 0, 0, self._address(number, 0)], {})
         regs[0:6] = [self.returns[number], 0, 0, 0, 0, 0]
 
     def _return(self, value: int) -> None:
@@ -428,13 +503,14 @@ class _Tracker:
         self._enter_callbacks(regs[helper.callback_arg], helper.name, arguments)
 
     def _enter_callbacks(self, functions: int, caller: str, arguments: list[int]) -> None:
-        chosen = functions >> self.first_function
-        if not chosen or functions & ((1 << self.first_function) - 1):
+        chosen = functions & self.functions
+        if not chosen or functions != chosen:
             raise Refusal("callback", f"cannot tell which subprogram {caller} calls back", attribute=caller)
-        state = [0, *arguments, 0, 0, 0, 0, 0, 0, 0, 0]
-        state[10:] = [STACK]
+        chosen >>= self.first_function
         for number, start in enumerate(self.flow.starts):
             if chosen >> number & 1:
+                state = [0, *arguments, 0, 0, 0, 0, 0, 0, 0, 0]
+                state[10:] = [self._address(number, 0)]
                 self._join(start, state, {})
 
     def _kfunc(self, id: int, regs: list[int]) -> None:
@@ -444,8 +520,7 @@ class _Tracker:
         for number in range(1, kfunc.arguments + 1):
             value = regs[number]
             seen |= value
-            if value >> self.first_function:
-                functions |= value
+            functions |= value & self.functions
             if value & self.value_bits and kfunc.writes >> number & 1:
                 self.written |= value
         values = seen & self.value_bits

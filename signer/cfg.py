@@ -71,8 +71,7 @@ def split(insns: list[Insn]) -> Flow:
                 raise Refusal("call", f"call to {target}, outside the program", insn=at)
             targets[at] = target
             starts.add(target)
-            if kind == OP_CALL:
-                calls.append(at)
+            calls.append(at)
         elif kind >= OP_EXIT:
             ends.append(at)
         elif kind > OP_JUMP:
