@@ -204,7 +204,7 @@ class KernelTypes:
         unit = self._unit(module)
         if unit is None:
             return name
-        return _spell(unit.btf, id, name)
+        return spelled(unit.btf, id, name)
 
     # Inside
 
@@ -469,7 +469,7 @@ def _c_integer(words: list[str]) -> Type | None:
     return Int(64 if "long" in words else 32, signed)
 
 
-def _spell(btf: Btf, id: int, name: str) -> str:
+def spelled(btf: Btf, id: int, name: str) -> str:
     """C's inside-out declarators; qualifiers kept, type tags shown as the kernel's own words (__user)."""
     space = f" {name}" if name else ""
     kind = btf.kind(id)
@@ -479,21 +479,21 @@ def _spell(btf: Btf, id: int, name: str) -> str:
     if kind == raw.PTR:
         star = f"* {name}" if name else "*"
         if btf.kind(target) in (raw.ARRAY, raw.FUNC_PROTO):
-            return _spell(btf, target, f"({star.replace(' ', '')})")
-        return _spell(btf, target, star)
+            return spelled(btf, target, f"({star.replace(' ', '')})")
+        return spelled(btf, target, star)
     if kind == raw.ARRAY:
         element, _, count = btf.array(id)
-        return _spell(btf, element, f"{name}[{count}]")
+        return spelled(btf, element, f"{name}[{count}]")
     if kind == raw.FUNC_PROTO:
-        params = ", ".join(_spell(btf, p, "") if p else "..." for _, p in btf.params(id)) or "void"
-        return _spell(btf, target, f"{name}({params})")
+        params = ", ".join(spelled(btf, p, "") if p else "..." for _, p in btf.params(id)) or "void"
+        return spelled(btf, target, f"{name}({params})")
     words = {raw.CONST: "const", raw.VOLATILE: "volatile", raw.RESTRICT: "restrict"}
     if kind in words:
         if btf.kind(target) == raw.PTR:
-            return _spell(btf, target, f"{words[kind]}{space}")
-        return f"{words[kind]} {_spell(btf, target, name)}"
+            return spelled(btf, target, f"{words[kind]}{space}")
+        return f"{words[kind]} {spelled(btf, target, name)}"
     if kind == raw.TYPE_TAG:
-        return _spell(btf, target, f"__{btf.name(id)}{space}")
+        return spelled(btf, target, f"__{btf.name(id)}{space}")
     tag = {raw.STRUCT: "struct ", raw.UNION: "union ", raw.ENUM: "enum ", raw.ENUM64: "enum "}.get(kind, "")
     if kind == raw.FWD:
         tag = "union " if btf.kflag(id) else "struct "

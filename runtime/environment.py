@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 
 from bpfseal.dsl.env import Args, AttachSpec, Point, Target
 from bpfseal.dsl.types import Enum, RecordInfo, Type
+from bpfseal.errors import BpfsealError
 from bpfseal.runtime.probes import provider
 from bpfseal.runtime.probes.world import World
 
@@ -46,6 +49,23 @@ class RealEnvironment:
 
     def kernel_symbol(self, name: str) -> int | None:
         return self.world.functions.address(name)
+
+    def user_symbol(self, path: str, name: str) -> tuple[int, int] | None:
+        from bpfseal.runtime.probes.binaries import open_elf
+
+        try:
+            found = open_elf(path).object_named(name)
+        except BpfsealError:
+            return None
+        return (found.address, found.size) if found is not None else None
+
+    def cgroup_id(self, path: str) -> int | None:
+        """The inode number of the directory, which is the 64-bit id (kernfs)."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        return status.st_ino if stat.S_ISDIR(status.st_mode) else None
 
     def kfunc(self, name: str) -> bool:
         return self.world.types.kfunc(name) if self.world.types is not None else False

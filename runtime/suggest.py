@@ -20,10 +20,14 @@ _PIECE: Final = 4
 
 
 def near(world: World, what: str, name: str) -> list[str]:
-    """Up to three names of the sort `what` (a probe kind, "type", "constant", "function") that are near to `name`."""
+    """Up to three names of the sort `what` that are near to `name`: a probe kind (then `name` is an attach point as
+    written and so is what comes back), "type", "constant", "function"."""
     try:
-        return closest(name, _candidates(world, what, name))
-    except BpfsealError:
+        if what not in MODULES:
+            return closest(name, _candidates(world, what))
+        _, _, rest = name.partition(":")
+        return [f"{what}:{found}" for found in closest(rest, provider(what).names(world, what, rest))]
+    except (BpfsealError, OSError):
         return []
 
 
@@ -44,9 +48,7 @@ def closest(name: str, candidates: Iterable[str]) -> list[str]:
     return get_close_matches(name, [candidate for _, candidate in islice(scored, _COMPARED)], _SHOWN, 0.6)
 
 
-def _candidates(world: World, what: str, name: str) -> Iterable[str]:
-    if what in MODULES:
-        return provider(what).names(world, what, name)
+def _candidates(world: World, what: str) -> Iterable[str]:
     if world.types is None:
         return ()
     if what == "function":

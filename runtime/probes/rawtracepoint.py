@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.dsl.types import Field, Ptr, RecordInfo, Type
+from bpfseal.dsl.types import Field, Ptr, Record, RecordInfo, Type
 from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher
 from bpfseal.runtime.probes.world import World
 from bpfseal.signer import btf as raw
@@ -60,12 +60,16 @@ def _args(world: World, point: Point) -> Args:
     fields = tuple(
         Field(param.name, trusted(param.type), 8 * number, argument=number) for number, param in enumerate(proto.params)
     )
-    return Args(RecordInfo(f"struct _{point.name.replace(':', '_')}", 8 * len(fields), fields), "argument")
+    return Args(RecordInfo("args", 8 * len(fields), fields), "argument")
 
 
 def trusted(type: Type) -> Type:
-    """Arguments of typed programs: pointers to records that the verifier knows load directly."""
-    return replace(type, space="btf") if isinstance(type, Ptr) and type.space == "none" else type
+    """Arguments of typed programs: pointers to records that the verifier knows load directly, others are numbers to
+    it (btf_ctx_access, kernel/bpf/btf.c)."""
+    if isinstance(type, Ptr) and type.space == "none":
+        known = isinstance(type.to, Record) and type.to.size > 0
+        return replace(type, space="btf" if known else "kernel")
+    return type
 
 
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:

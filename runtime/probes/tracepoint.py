@@ -51,9 +51,8 @@ def _number(event: str) -> int | None:
 def _args(world: World, point: Point) -> Args:
     text = world.tracefs.event_format(point.category, point.function)
     fields = parse(text) if text is not None else ()
-    name = f"struct _tracepoint_{point.category}_{point.function}"
     if any(key == "nr" for key, _ in point.params):
-        return _syscall_args(world, point, name, fields)
+        return _syscall_args(world, point, fields)
     size = max((field.offset + field.size for field in fields), default=0)
     converted = tuple(
         Field(
@@ -65,10 +64,10 @@ def _args(world: World, point: Point) -> Args:
         )
         for field in fields
     )
-    return Args(RecordInfo(name, size, converted), "ctx")
+    return Args(RecordInfo("args", size, converted), "ctx")
 
 
-def _syscall_args(world: World, point: Point, name: str, fields: Sequence[EventField]) -> Args:
+def _syscall_args(world: World, point: Point, fields: Sequence[EventField]) -> Args:
     """Fields by their number among the arguments. The format's common fields do not exist here."""
     own = [field for field in fields if not field.common]
     found = [Field("__syscall_nr", Int(32), argument=SYSCALL_NUMBER)]
@@ -76,7 +75,7 @@ def _syscall_args(world: World, point: Point, name: str, fields: Sequence[EventF
     enter = point.function.startswith(_ENTER)
     for number, field in enumerate(arguments[: 6 if enter else 1]):
         found.append(Field(field.name, field_type(world, field, "user"), 8 * number, argument=number))
-    return Args(RecordInfo(name, 48, tuple(found)), "syscall" if enter else "syscall_exit", extra=_compat(world))
+    return Args(RecordInfo("args", 48, tuple(found)), "syscall" if enter else "syscall_exit", extra=_compat(world))
 
 
 def _compat(world: World) -> dict[str, str | int]:

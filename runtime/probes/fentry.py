@@ -1,0 +1,124 @@
+"""fentry and fexit: kernel functions, and BPF programs, with arguments typed by BTF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from bpfseal.dsl.env import Args, AttachSpec, Point
+from bpfseal.dsl.types import Field, Record, RecordInfo, Type, size_of
+from bpfseal.runtime.probes import NOTHING, ProbeError, Provider, is_wild, matcher
+from bpfseal.runtime.probes.functions import safe
+from bpfseal.runtime.probes.rawtracepoint import trusted
+from bpfseal.runtime.probes.world import World
+
+
+def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
+    if world.types is None:
+        raise ProbeError(f"{spec.kind} needs the kernel's BTF", hint="a kprobe does without")
+    if spec.parts[0] == "bpf" and len(spec.parts) > 1:
+        return _programs(spec)
+    module, function = spec.parts if len(spec.parts) == 2 else ("", spec.parts[0])
+    if is_wild(module) or is_wild(function):
+        in_module, in_function = matcher(module or "*"), matcher(function)
+        return [
+            _point(spec.kind, owner, name)
+            for owner, name in _all(world)
+            if in_function(name) and in_module(owner) and safe(name)
+        ]
+    if not safe(function):
+        return []
+    if module:
+        return [_point(spec.kind, module, function)] if _own(world, module, function) else []
+    if _own(world, "vmlinux", function):
+        return [_point(spec.kind, "vmlinux", function)]
+    owners = [owner for owner in world.types.modules() if _own(world, owner, function)]
+    if len(owners) > 1:
+        raise ProbeError(
+            f"{function} is in several modules: {', '.join(owners)}", hint=f"write {spec.kind}:MODULE:{function}"
+        )
+    return [_point(spec.kind, owner, function) for owner in owners]
+
+
+def _point(kind: str, module: str, function: str) -> Point:
+    return Point(kind, f"{kind}:{module}:{function}", module, function)
+
+
+def _own(world: World, module: str, function: str) -> bool:
+    """Whether the module's own BTF has the function (the kernel's is below every module's)."""
+    assert world.types is not None
+    id, base = world.types.find("f", function, module), world.types.btf()
+    return id != 0 and base is not None and (module == "vmlinux") == (id < len(base))
+
+
+def _all(world: World) -> Iterator[tuple[str, str]]:
+    """(module, function) that BTF knows and, where ftrace lists what it can trace, that is in the list; sorted."""
+    types = world.types
+    if types is None:
+        return
+    listed = world.functions.traceable if world.functions.listed_by_ftrace else None
+    for module in sorted(["vmlinux", *types.modules()]):
+        owner = "" if module == "vmlinux" else module
+        names = types.module_functions(module) if owner else types.function_names().decode().split()
+        if listed is None:
+            yield from ((module, name) for name in names)
+        else:
+            yield from ((module, name) for name in names if (name, owner) in listed)
+
+
+def _programs(spec: AttachSpec) -> Sequence[Point]:
+    from bpfseal.runtime.probes.programs import functions
+
+    wanted = spec.parts[1] if len(spec.parts) == 3 else "*"
+    in_name = matcher(spec.parts[-1])
+    try:
+        return [
+            Point(spec.kind, f"{spec.kind}:bpf:{id}:{name}", "bpf", name, params=(("id", id),))
+            for id, name in functions()
+            if in_name(name) and wanted in ("*", str(id))
+        ]
+    except OSError as error:
+        raise ProbeError(f"cannot list BPF programs: {error.strerror}", hint="needs CAP_SYS_ADMIN") from None
+
+
+def _args(world: World, point: Point) -> Args:
+    if world.types is None or point.module == "bpf":
+        return NOTHING if point.module != "bpf" else Args(None, "argument")
+    proto = world.types.prototype(point.function, point.module)
+    if proto is None:
+        return Args(None, "argument")
+    fields, slots = typed_arguments((param.name, param.type) for param in proto.params)
+    returns = trusted(proto.returns) if proto.returns is not None and point.kind == "fexit" else None
+    # The context of fexit goes on with the result behind the arguments.
+    return Args(RecordInfo("args", 8 * slots, fields), "argument", returns, {"slots": slots})
+
+
+def typed_arguments(params: Iterable[tuple[str, Type]]) -> tuple[tuple[Field, ...], int]:
+    """Fields by their word in the u64[] context, and the number of words: records of up to 16 bytes that are passed
+    by value take as many as they need."""
+    fields, at = [], 0
+    for name, type in params:
+        fields.append(Field(name, trusted(type), 8 * at, argument=at))
+        at += max((size_of(type) + 7) // 8, 1) if isinstance(type, Record) else 1
+    return tuple(fields), at
+
+
+def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
+    if pattern.startswith("bpf:"):
+        from bpfseal.runtime.probes.programs import functions
+
+        return sorted(f"bpf:{id}:{name}" for id, name in functions())
+    return (f"{module}:{name}" for module, name in _all(world) if safe(name))
+
+
+def _describe(world: World, kind: str, name: str) -> Iterable[str]:
+    module, _, function = name.rpartition(":")
+    proto = world.types.prototype(function, module) if world.types is not None else None
+    if proto is None or world.types is None:
+        return []
+    lines = [world.types.spell(param.id, param.name, module) for param in proto.params]
+    if kind == "fexit" and proto.return_id:
+        lines.append(world.types.spell(proto.return_id, "retval", module))
+    return lines
+
+
+PROVIDER = Provider(_expand, _args, _names, _describe)

@@ -1,0 +1,108 @@
+"""kprobe and kretprobe: any instruction, or the return, of a kernel function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bpfseal.dsl.env import Args, AttachSpec, Point
+from bpfseal.dsl.types import Field, Int, Ptr, Record, RecordInfo, Type, size_of
+from bpfseal.runtime.probes import REGISTERS, ProbeError, Provider, is_wild, matcher
+from bpfseal.runtime.probes.functions import safe
+from bpfseal.runtime.probes.world import World
+
+_REGISTERS = 6  # integer arguments that x86-64 passes in registers; arm64 has 8
+
+
+def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
+    module, function = spec.parts if len(spec.parts) == 2 else ("", spec.parts[0])
+    if (address := _address(function)) is not None:
+        where = f"{module}:" if module else ""
+        return [Point(spec.kind, f"{spec.kind}:{where}{address}", _plain(module), number=address)]
+    name, plus, digits = function.partition("+")
+    offset = int(digits) if plus else 0
+    if module and not is_wild(module) and module != "vmlinux" and module not in world.functions.modules():
+        raise ProbeError(f"the module {module} of {spec.text} is not loaded")
+    if not is_wild(module) and not is_wild(name):
+        found = safe(name) and _exists(world, name, module)
+        return [_point(spec.kind, module, name, offset)] if found or world.target.unsafe else []
+    in_module, in_function = matcher(module or "*"), matcher(name)
+    pairs = {
+        (owner or "vmlinux" if module else "", function)
+        for function, owner in world.functions.traceable
+        if in_function(function) and in_module(owner or "vmlinux")
+    }
+    return [_point(spec.kind, owner, function, offset) for owner, function in sorted(pairs)]
+
+
+def _address(text: str) -> int | None:
+    from bpfseal.dsl.parse_literals import LiteralError, decode_integer
+
+    try:
+        return decode_integer(text)
+    except LiteralError:
+        return None
+
+
+def _plain(module: str) -> str:
+    return "" if module == "vmlinux" else module
+
+
+def _point(kind: str, module: str, function: str, offset: int) -> Point:
+    """`module` as written or found, "" when it was not asked for."""
+    where = f"{module}:" if module else ""
+    name = f"{kind}:{where}{function}" + (f"+{offset}" if offset else "")
+    # kprobe_multi takes names without a module: only where none was asked for
+    params: tuple[tuple[str, str | int], ...] = (("multi", 1),) if not module and not offset else ()
+    return Point(kind, name, _plain(module), function, number=offset, params=params)
+
+
+def _exists(world: World, function: str, module: str) -> bool:
+    """BTF answers in microseconds; what it does not know (assembly, modules) the symbol table may."""
+    types = world.types
+    if not module or module == "vmlinux":
+        if types is not None and types.find("f", function):
+            return True
+        return world.functions.has(function, _plain(module) if module else None)
+    return world.functions.has(function, module)
+
+
+def _args(world: World, point: Point) -> Args:
+    """By BTF, for those that arrive in registers."""
+    if point.kind == "kretprobe" or not point.function or point.number or world.types is None:
+        return REGISTERS
+    proto = world.types.prototype(point.function, point.module)
+    if proto is None:
+        return REGISTERS
+    fields: list[Field] = []
+    at = 0
+    for param in proto.params:
+        slots = max((size_of(param.type) + 7) // 8, 1) if isinstance(param.type, Record) else 1
+        if at < _REGISTERS and not isinstance(param.type, Record):
+            fields.append(Field(param.name, _kernel(param.type), 8 * at, argument=at))
+        at += slots if slots <= 2 else 0  # larger records are on the stack
+    return Args(RecordInfo("args", 8 * at, tuple(fields)), "registers")
+
+
+def _kernel(type: Type) -> Type:
+    if isinstance(type, Ptr) and type.space == "none":
+        return Ptr(type.to, "kernel")
+    return type if size_of(type) else Int(64, False)
+
+
+def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
+    if ":" in pattern:
+        return sorted({f"{owner or 'vmlinux'}:{function}" for function, owner in world.functions.traceable})
+    return sorted({function for function, _ in world.functions.traceable})
+
+
+def _describe(world: World, kind: str, name: str) -> Iterable[str]:
+    module, _, function = name.rpartition(":")
+    proto = world.types.prototype(function, module) if world.types is not None else None
+    if proto is None or world.types is None:
+        return []
+    if kind == "kretprobe":
+        return [world.types.spell(proto.return_id, "retval", module)] if proto.return_id else []
+    return [world.types.spell(param.id, param.name, module) for param in proto.params]
+
+
+PROVIDER = Provider(_expand, _args, _names, _describe)
