@@ -151,7 +151,7 @@ class SignerClient:
                 raise SignerError("the signing helper speaks another protocol")
             body = self._receive(sock, length, patience)
         except TimeoutError:
-            self.close()
+            self._end(patient=False)
             raise SignerError("the signing helper does not answer") from None
         except OSError as error:
             raise self._lost(error.strerror) from None
@@ -202,12 +202,15 @@ class SignerClient:
 
     def close(self) -> None:
         """Closes the connection; a private helper then writes its last audit record and ends."""
+        self._end(patient=True)
+
+    def _end(self, *, patient: bool) -> None:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
         if self._child and self._owner == os.getpid():
             child, self._child = self._child, 0
-            _reap(child)
+            _reap(child, 1000 if patient else 0)
 
     def __enter__(self) -> SignerClient:
         return self
@@ -251,8 +254,8 @@ def _work(pid: int) -> tuple[bytes, int]:
         return b"", 0
 
 
-def _reap(child: int) -> None:
-    """Wait up to a second for a private helper to end by itself, then end it."""
+def _reap(child: int, milliseconds: int) -> None:
+    """Wait that long for a private helper to end by itself, then end it."""
     try:
         pidfd = os.pidfd_open(child)
     except OSError:
@@ -261,7 +264,7 @@ def _reap(child: int) -> None:
         if pidfd >= 0:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
-            if not poll.poll(1000):
+            if not poll.poll(milliseconds):
                 os.kill(child, 9)
         os.waitpid(child, 0)
     except (ChildProcessError, ProcessLookupError):

@@ -5,7 +5,7 @@
 Traps: a change of uid sets "dumpable" to fs.suid_dumpable and clears the death signal, so both come after it. Locked
 memory is limited to 8 MiB without CAP_IPC_LOCK, also for allocations after the capability was dropped: the limit is
 raised while that is still allowed, and where it is not (no CAP_SYS_RESOURCE) that one harmless capability is kept.
-Anything imported lazily fails after Landlock.
+Anything imported lazily fails after Landlock, and its paths have to be opened before the change of uid.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ def confine(want: Confinement) -> tuple[str, ...]:
     Raises HardenError when one of the indispensable ones (no capabilities, not dumpable, no new privileges, seccomp)
     does not read back.
     """
+    rules = landlock.Ruleset(want.writable, want.readable)
     locked, needs_capability = lock_memory()
     keep = 1 << _CAP_IPC_LOCK if needs_capability else 0
     root_before = os.geteuid() == 0
@@ -147,7 +148,7 @@ def confine(want: Confinement) -> tuple[str, ...]:
         raise HardenError("core dumps are still possible")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     _prctl(_NO_NEW_PRIVS, 1)
-    report = [locked, landlock.restrict(want.writable, want.readable)]
+    report = [locked, rules.enforce()]
     report.append(_refuse_writable_code())
     try:
         seccomp.restrict(listening=want.listening, token=want.token)

@@ -24,25 +24,33 @@ _NET = 0b11  # bind and connect TCP, ABI 4
 _SCOPES = 0b11  # abstract unix sockets, signals, ABI 6
 
 
-def restrict(writable: tuple[str, ...], readable: tuple[str, ...]) -> str:
-    """Restrict this process for good; says what holds. Needs no_new_privs. Paths that do not exist are left out."""
-    try:
-        abi = syscall("landlock_create_ruleset", None, 0, _VERSION)
-    except OSError as error:
-        return f"no Landlock ({error.strerror})"
-    handled = (1 << _RIGHTS.get(abi, _RIGHTS_NOW)) - 1
-    attributes = struct.pack("<QQQ", handled, _NET if abi >= 4 else 0, _SCOPES if abi >= 6 else 0)
-    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    ruleset = syscall("landlock_create_ruleset", attributes, size, 0)
-    try:
+class Ruleset:
+    """Rules made while their paths can still be opened, and enforced later."""
+
+    def __init__(self, writable: tuple[str, ...], readable: tuple[str, ...]) -> None:
+        """Paths that do not exist are left out. Raises OSError for others that cannot be opened."""
+        self._fd = -1
+        try:
+            self.abi = syscall("landlock_create_ruleset", None, 0, _VERSION)
+        except OSError as error:
+            self.abi, self._why = 0, error.strerror
+            return
+        handled = (1 << _RIGHTS.get(self.abi, _RIGHTS_NOW)) - 1
+        attributes = struct.pack("<QQQ", handled, _NET if self.abi >= 4 else 0, _SCOPES if self.abi >= 6 else 0)
+        size = 24 if self.abi >= 6 else 16 if self.abi >= 4 else 8
+        self._fd = syscall("landlock_create_ruleset", attributes, size, 0)
         write = _WRITE_FILE | _READ_FILE | _READ_DIR | _REMOVE_FILE | _MAKE_REG | _TRUNCATE
         for paths, rights in ((writable, write), (readable, _READ_FILE | _READ_DIR)):
             for path in paths:
-                _allow(ruleset, path, rights & handled)
-        syscall("landlock_restrict_self", ruleset, 0)
-    finally:
-        os.close(ruleset)
-    return f"Landlock {abi}"
+                _allow(self._fd, path, rights & handled)
+
+    def enforce(self) -> str:
+        """Restrict this process for good; says what holds. Needs no_new_privs."""
+        if self._fd < 0:
+            return f"no Landlock ({self._why})"
+        syscall("landlock_restrict_self", self._fd, 0)
+        os.close(self._fd)
+        return f"Landlock {self.abi}"
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:

@@ -74,21 +74,25 @@ def make_keys(root: str, life: int) -> tuple[Keys, Abi, str]:
 def private(arguments: list[str]) -> None:
     """Entry of a private helper, started by `client.start_private`: serves the socket at descriptor 3."""
     settings = dict(item.split("=", 1) for item in arguments)
-    try:
-        _private(settings)
-    except BpfsealError as error:
-        say(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
-        raise SystemExit(1) from None
+    _or_say_why(lambda: _private(settings))
 
 
 def main(arguments: list[str]) -> None:
     """Entry of the system's helper, started by `bpfseal signer run` in isolated mode."""
     given = dict(item.split("=", 1) for item in arguments)
     admins = tuple(int(uid) for uid in given.pop("admins").split(",") if uid)
+    settings = Settings(**given | {"life": int(given["life"]), "admins": admins})  # type: ignore[arg-type]
+    _or_say_why(lambda: system(settings))
+
+
+def _or_say_why(run: Callable[[], None]) -> None:
     try:
-        system(Settings(**given | {"life": int(given["life"]), "admins": admins}))  # type: ignore[arg-type]
+        run()
     except BpfsealError as error:
         say(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+        raise SystemExit(1) from None
+    except OSError as error:
+        say(f"error: {error}")
         raise SystemExit(1) from None
 
 
