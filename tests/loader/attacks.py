@@ -43,7 +43,6 @@ from bpfseal.signer.syscall import address_of
 from tests.loader import samples
 
 KEY = bytes(4)
-DWELL = 100  # empty rounds between two swaps
 Sign = Callable[[bytes], bytes]
 
 
@@ -275,17 +274,20 @@ def hash_before_freeze() -> str:
     return "hashed"
 
 
-def swap_the_slot(kernel: Kernel, make: Emit, *, trials: int, seconds: float, enough: int = 0) -> Counter[str]:
+def swap_the_slot(
+    kernel: Kernel, make: Emit, *, trials: int, seconds: float, enough: int = 0, dwell: int = 100
+) -> Counter[str]:
     """Somebody keeps swapping the descriptor in fd_array between an honest and a foreign metadata map while
     the loader is loaded. How often what was loaded: "good", "evil", "refused".
 
-    Stops after `trials`, after `seconds`, or once "evil" was seen `enough` times.
+    `dwell`: empty rounds of the interpreter between two swaps. Stops after `trials`, after `seconds`, or once "evil"
+    was seen `enough` times.
     """
     loader, other = make(good(), kernel.terms), make(evil(), kernel.terms)
     signature = kernel.signature(loader)
     counts: Counter[str] = Counter()
     end = time.monotonic() + seconds
-    with _swapping() as (slot, pair):
+    with _swapping(dwell) as (slot, pair):
         while counts.total() < trials and time.monotonic() < end and not (enough and counts["evil"] >= enough):
             with (
                 metadata_map(loader.metadata, loader.insns, ask_hash=kernel.abi == 1) as honest,
@@ -298,7 +300,7 @@ def swap_the_slot(kernel: Kernel, make: Emit, *, trials: int, seconds: float, en
 
 
 @contextlib.contextmanager
-def _swapping() -> Iterator[tuple[int, tuple[int, int]]]:
+def _swapping(dwell: int) -> Iterator[tuple[int, tuple[int, int]]]:
     """Address of a slot that another process keeps swapping between two descriptor numbers, and those numbers. The
     slot is all that is shared; a process swaps faster than a thread that has to wait for the interpreter's lock."""
     memory = mmap.mmap(-1, 4096)
@@ -307,7 +309,7 @@ def _swapping() -> Iterator[tuple[int, tuple[int, int]]]:
     child = os.fork()
     if child == 0:
         first, second = pair
-        pause = range(DWELL)
+        pause = range(dwell)
         while True:
             slots[0] = first
             for _ in pause:
@@ -360,11 +362,6 @@ def flip(data: bytes, bit: int) -> bytes:
     return bytes(out)
 
 
-def _bits(data: bytes, every: bool) -> Iterator[int]:
-    """All bits, or one of each byte, a different one from byte to byte."""
-    return iter(range(len(data) * 8)) if every else (8 * i + i % 8 for i in range(len(data)))
-
-
 @dataclass(frozen=True)
 class Flips:
     """Outcomes by part. `changed`: signature flips after which something else than the sealed program was loaded."""
@@ -376,8 +373,9 @@ class Flips:
     changed: list[int]
 
 
-def flip_bits(kernel: Kernel, *, every: bool) -> Flips:
-    """Each bit of loader, metadata and signature of one sealed bundle, one at a time."""
+def flip_bits(kernel: Kernel, step: int) -> Flips:
+    """Every `step`-th bit of loader, metadata and signature of one sealed bundle, singly. An odd step comes by all
+    positions in a byte."""
     bundle = samples.tiny()
     loader = emit(bundle, kernel.terms)
     signature = kernel.signature(loader)
@@ -385,12 +383,12 @@ def flip_bits(kernel: Kernel, *, every: bool) -> Flips:
     sealed = outcome(kernel, loader.insns, loader.metadata, signature, *args)
     assert len(sealed) == 16, sealed
     parts: tuple[Counter[str], Counter[str], Counter[str]] = (Counter(), Counter(), Counter())
-    for bit in _bits(loader.insns, every):
+    for bit in range(0, 8 * len(loader.insns), step):
         parts[0][outcome(kernel, flip(loader.insns, bit), loader.metadata, signature, *args)] += 1
-    for bit in _bits(loader.metadata, every):
+    for bit in range(0, 8 * len(loader.metadata), step):
         parts[1][outcome(kernel, loader.insns, flip(loader.metadata, bit), signature, *args)] += 1
     accepted, changed = [], []
-    for bit in _bits(signature, every):
+    for bit in range(0, 8 * len(signature), step):
         result = outcome(kernel, loader.insns, loader.metadata, flip(signature, bit), *args)
         parts[2][result] += 1
         if len(result) == 16:
