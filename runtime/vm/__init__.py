@@ -8,7 +8,8 @@ with vm.boot("6.18") as machine:
 
 from __future__ import annotations
 
-from .machine import Machine, boot, run
+from .boot import boot, enforce, run
+from .machine import Machine
 from .result import VmError, VmResult, VmTimeout, VmUnavailable
 
-__all__ = ["Machine", "VmError", "VmResult", "VmTimeout", "VmUnavailable", "boot", "run"]
+__all__ = ["Machine", "VmError", "VmResult", "VmTimeout", "VmUnavailable", "boot", "enforce", "run"]

@@ -52,12 +52,25 @@ Dir::Etc::trustedparts "{root}/trusted.gpg.d";
 
 
 class Apt:
-    """apt below `root`. `suites` are those of the Debian archive to look in."""
+    """apt below `root`. `suites` are those of the archive at `uri` to look in.
 
-    def __init__(self, root: Path, suites: Sequence[str], keyring: Path = KEYRING) -> None:
+    `uri` defaults to the Debian mirror this machine is configured to use, `codename` to its own release.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        suites: Sequence[str],
+        *,
+        keyring: Path = KEYRING,
+        uri: str | None = None,
+        codename: str | None = None,
+    ) -> None:
         self.root = root
         self.suites = tuple(suites)
         self.keyring = keyring
+        self.uri = uri or mirror()
+        self.codename = codename or _own_codename()
 
     def update(self) -> None:
         """Fetch the package lists. Raises VmUnavailable: no apt, no keyring, no network, bad signature."""
@@ -95,7 +108,7 @@ class Apt:
 
     def _write_source(self, keyring: Path, suites: Sequence[str] | None = None) -> None:
         (self.root / "sources.d/debian.sources").write_text(
-            f"Types: deb\nURIs: {mirror()}\nSuites: {' '.join(suites or self.suites)}\nComponents: main\n"
+            f"Types: deb\nURIs: {self.uri}\nSuites: {' '.join(suites or self.suites)}\nComponents: main\n"
             # Packages only: some systems are configured to fetch file lists and icons as well
             f"Architectures: amd64\nTargets: Packages\nSigned-By: {keyring}\n"
         )
@@ -107,8 +120,7 @@ class Apt:
         that has not been updated since lacks them. The package comes from the machine's own release, so
         nothing is trusted that is not vouched for by a key the machine has.
         """
-        codename = _own_codename()
-        self._write_source(self.keyring, [codename, f"{codename}-updates"])
+        self._write_source(self.keyring, [self.codename])
         result = self._call(["apt-get", "-q", "update"])
         if result.returncode:
             raise self._failed("fetching the package lists of this release", result)
@@ -174,7 +186,7 @@ class Apt:
             return VmUnavailable(f"{what}: the disk with {self.root} is full", hint="free some space there")
         if re.search(r"Could not (resolve|connect)|Temporary failure|Network is unreachable|timed out", text):
             return VmUnavailable(
-                f"{what}: cannot reach {mirror()}",
+                f"{what}: cannot reach {self.uri}",
                 hint="test kernels are downloaded once; connect to the network, or set http_proxy",
             )
         errors = [line[3:].strip() for line in text.splitlines() if line.startswith(("E: ", "W: "))]

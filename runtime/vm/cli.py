@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-from bpfseal.errors import BpfsealError
+from bpfseal.errors import UsageError
 
-from .machine import Machine, boot, enforce
+from .boot import boot, enforce
+from .machine import Machine
 
 __all__ = ["main"]
 
@@ -44,8 +46,13 @@ exit status:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"vm: {message}", hint="bpfseal vm --help shows how it is used")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="bpfseal vm",
         usage="bpfseal vm [--kernel VERSION] [--enforce] [OPTION…] -- COMMAND [ARGUMENT…]",
         description=_DESCRIPTION,
@@ -70,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """`argv` without `bpfseal vm`. Returns the exit status; errors are reported here in one line."""
+    """`argv` without `bpfseal vm`. Returns the exit status; raises BpfsealError."""
     parser = _parser()
     options = parser.parse_args(argv)
     command: list[str] = options.command[1:] if options.command[:1] == ["--"] else options.command
@@ -82,11 +89,6 @@ def main(argv: list[str]) -> int:
         parser.error("--cpus must be from 1 to 64")
     try:
         return _run(options, command)
-    except BpfsealError as error:
-        print(f"bpfseal: error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"bpfseal: hint: {error.hint}", file=sys.stderr)
-        return error.status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # nobody reads our output any more

@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +34,10 @@ MOUNT_ATTR_RDONLY = 1
 MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 PR_SET_PDEATHSIG = 1
+
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+SYS_SETGROUPS, AUDIT_ARCH_X86_64 = 116, 0xC000003E
+SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO = 0x7FFF0000, 0x00050000
 
 # Where the copy is attached in virtiofsd's namespace. Every root has /run, and virtiofsd needs nothing there.
 EXPORT = "/run"
@@ -89,12 +94,34 @@ def _export(plan: dict[str, Any]) -> None:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"0 {uid} 1")
         _write("/proc/self/gid_map", f"0 {gid} 1")
+        _ignore_setgroups()
     _check(_libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None), "making the mounts private")
     root = _clone_tree("/", writable=plan["writable"])
     shares = [(path, _clone_tree(path, writable=True)) for path in plan["shares"]]
     _attach(root, EXPORT)
     for path, tree in shares:
         _attach(tree, EXPORT + path)
+
+
+def _ignore_setgroups() -> None:
+    """Let setgroups(2) report success without doing anything, in this process and what it executes.
+
+    virtiofsd insists on dropping supplementary groups. In a user namespace made without privilege nobody can
+    (user_namespaces(7)), and nothing is gained by it: the caller has the rights of these groups anyway.
+    """
+    load, jump_equal, give = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    code = (
+        (load, 0, 0, 4),  # seccomp_data.arch
+        (jump_equal, 0, 3, AUDIT_ARCH_X86_64),
+        (load, 0, 0, 0),  # seccomp_data.nr
+        (jump_equal, 0, 1, SYS_SETGROUPS),
+        (give, 0, 0, SECCOMP_RET_ERRNO),
+        (give, 0, 0, SECCOMP_RET_ALLOW),
+    )
+    instructions = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in code))
+    program = struct.pack("@HP", len(code), ctypes.addressof(instructions))  # struct sock_fprog
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
+    _check(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "prctl(PR_SET_SECCOMP)")
 
 
 def _start(argv: list[str], keep: list[int], before: Callable[[], None] = lambda: None) -> int:
@@ -164,11 +191,23 @@ def _watch(lifeline: int, deadline: float | None, qemu: int, virtiofsd: int, wak
         if not readable or lifeline in readable:
             return
         os.read(wake, 64)
-        pid, _ = os.waitpid(-1, os.WNOHANG)
-        if pid in (qemu, virtiofsd):
-            if pid == virtiofsd:
-                os.write(2, b"keeper: virtiofsd ended\n")
-            return
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            continue
+        if pid == virtiofsd:
+            # Both end when either does; the news is in the one that was first, and that is told by its status.
+            if status or not _reap(qemu, time.monotonic() + 0.5):
+                _report("virtiofsd", status)
+        elif pid == qemu:
+            _report("QEMU", status)
+        return
+
+
+def _report(name: str, wait_status: int) -> None:
+    code = os.waitstatus_to_exitcode(wait_status)
+    if code:
+        how = f"ended with status {code}" if code > 0 else f"was killed by signal {-code}"
+        os.write(2, f"keeper: {name} {how}\n".encode())
 
 
 def main() -> NoReturn:

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import select
 import signal
-import socket
-import struct
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -28,7 +24,6 @@ __all__ = ["main"]
 
 _PORT_WAIT = 20.0  # seconds; the port appears a moment after the device, and emulation is slow
 _CHUNK = 1 << 16
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
 def _open_port() -> int:
@@ -45,19 +40,17 @@ def _open_port() -> int:
         time.sleep(0.01)
 
 
-def _loopback_up() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        request = struct.pack("16sh14x", b"lo", 0)
-        flags = struct.unpack_from("16xh", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[0]
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
-
-
 def _read_text(path: str) -> str:
     try:
         with open(path) as file:
             return file.read().strip()
     except OSError:
         return ""
+
+
+def _write_text(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 class _Port:
@@ -230,11 +223,10 @@ def _reap_orphans(exited: Callable[[int, int], None] = lambda _pid, _status: Non
 def _setup(config: dict[str, Any]) -> list[str]:
     warnings = mounts.prepare(config)
     os.umask(0o022)
-    _loopback_up()
-    socket.sethostname(config["hostname"])
+    mounts.loopback_up()
+    _write_text("/proc/sys/kernel/hostname", config["hostname"])
     # Guests of one boot are small: a core file would only fill the tmpfs.
-    with contextlib.suppress(OSError), open("/proc/sys/kernel/core_pattern", "w") as file:
-        file.write("|/bin/false")
+    _write_text("/proc/sys/kernel/core_pattern", "|/bin/false")
     return warnings
 
 
@@ -282,7 +274,7 @@ def main() -> NoReturn:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         _serve(port, wake)
     except BaseException as error:
-        traceback.print_exc(file=sys.stderr)
+        sys.excepthook(type(error), error, error.__traceback__)
         with contextlib.suppress(BaseException):
             if port is not None:
                 port.send(pack_json(Frame.FAILED, message=f"{error}"))

@@ -1,4 +1,4 @@
-"""Process 1 of the test kernel: `python -I -S init.py`.
+"""Process 1 of the test kernel: started by init.sh as `python -I -S -B init.py`.
 
 Run by path, before anything of the package can be imported: puts its own package on the module path
 under the name `guest` and hands over.

@@ -6,11 +6,14 @@ shared are bound from the virtiofs root itself, past the overlay, so that writes
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import struct
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["MountError", "early", "leave", "mount", "prepare"]
+__all__ = ["MountError", "early", "leave", "loopback_up", "mount", "prepare"]
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_BIND, MS_MOVE, MS_REC = 0x1000, 0x2000, 0x4000
@@ -20,6 +23,7 @@ SYS_PIVOT_ROOT = 155
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 RB_AUTOBOOT = 0x01234567
 HOST = "/run/bpfseal-vm/host"  # the virtiofs root, seen from below the overlay
 
@@ -91,7 +95,28 @@ def _need_overlay(modules: str) -> None:
     _insert_module(path)
 
 
-def _overlay_root(modules: str, size: str) -> str:
+@contextlib.contextmanager
+def _without_fowner() -> Iterator[None]:
+    """Without CAP_FOWNER for a while: overlayfs keeps the credentials of whoever mounts it.
+
+    With that capability it opens lower files with O_NOATIME (fs/overlayfs/file.c, ovl_open_realfile), the
+    flag travels to virtiofsd, and open(2) on the host refuses it to a user who does not own the file.
+    """
+    header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, ourselves
+    before = ctypes.create_string_buffer(24)  # two of struct __user_cap_data_struct
+    if _libc.capget(header, before):
+        raise MountError(ctypes.get_errno(), "capget")
+    low = list(struct.unpack("=6I", before.raw))
+    low[0] &= ~(1 << 3)  # effective set, CAP_FOWNER
+    if _libc.capset(header, struct.pack("=6I", *low)):
+        raise MountError(ctypes.get_errno(), "capset")
+    try:
+        yield
+    finally:
+        _libc.capset(header, before)
+
+
+def _overlay_root(modules: str, size: str, owner: bool) -> str:
     """Make an overlay the root. Returns where the virtiofs root is to be found from now on.
 
     /run is the one directory that every root has and whose contents a guest replaces anyway, so the layers
@@ -103,7 +128,12 @@ def _overlay_root(modules: str, size: str) -> str:
         os.mkdir(f"/run/{name}", 0o755)
     new = "/run/root"
     # volatile: nothing outlives the guest, so syncing the upper layer is wasted time
-    mount("overlay", new, "overlay", 0, "lowerdir=/,upperdir=/run/upper,workdir=/run/work,volatile")
+    options = "lowerdir=/,upperdir=/run/upper,workdir=/run/work,volatile"
+    if owner:
+        mount("overlay", new, "overlay", 0, options)
+    else:
+        with _without_fowner():
+            mount("overlay", new, "overlay", 0, options)
     for name in ("dev", "proc", "sys"):
         mount(f"/{name}", f"{new}/{name}", None, MS_MOVE)
     _fresh_run(new)
@@ -143,7 +173,7 @@ def prepare(config: dict[str, Any]) -> list[str]:
     overlay: bool = config["overlay"]
     host = ""
     if overlay:
-        host = _overlay_root(config["modules"], config["volatile_size"])
+        host = _overlay_root(config["modules"], config["volatile_size"], config["owner"])
     else:
         _fresh_run("")
     for source, target, fstype, flags, options in _API_MOUNTS:
@@ -159,6 +189,16 @@ def prepare(config: dict[str, Any]) -> list[str]:
     for share in config["shares"]:
         _bind(f"{host}{share}", share)
     return warnings
+
+
+def loopback_up() -> None:
+    """ip link set lo up, without the socket module: it takes a tenth of a second to import here."""
+    sock = _libc.socket(2, 2 | os.O_CLOEXEC, 0)  # AF_INET, SOCK_DGRAM
+    request = ctypes.create_string_buffer(struct.pack("16sH14x", b"lo", IFF_UP), 40)  # struct ifreq
+    if _libc.ioctl(sock, SIOCSIFFLAGS, request):
+        number = ctypes.get_errno()
+        raise OSError(number, f"bringing up the loopback device: {os.strerror(number)}")
+    os.close(sock)
 
 
 def leave() -> None:
