@@ -33,10 +33,17 @@ class RealEnvironment:
         return self._arguments[point]
 
     def record(self, name: str) -> RecordInfo | None:
-        return self.world.types.record(name) if self.world.types is not None else None
+        """The kernel's, else that of a traced program with debug information."""
+        found = self.world.types.record(name) if self.world.types is not None else None
+        if found is not None:
+            return found
+        return next(filter(None, (program.record(name) for program in self.world.programs())), None)
 
     def type_named(self, name: str) -> Type | None:
-        return self.world.types.type_named(name) if self.world.types is not None else None
+        found = self.world.types.type_named(name) if self.world.types is not None else None
+        if found is not None or not name.startswith(("struct ", "union ")):
+            return found
+        return next(filter(None, (program.record_type(name) for program in self.world.programs())), None)
 
     def enum(self, type: Enum) -> dict[int, str] | None:
         return self.world.types.enum(type.name) if self.world.types is not None else None

@@ -20,6 +20,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
         raise ProbeError(f"{spec.kind} target file '{what}' does not exist or is not executable")
     if not is_wild(path):
         paths = paths[:1]
+        world.binaries[paths[0]] = None
     if rest[0] == "@":
         return _at_source_line(spec, paths[0], rest[1:])
     language = rest[0] if len(rest) > 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from bpfseal.runtime.tracefs import Tracefs, tracefs
 
 if TYPE_CHECKING:
     from bpfseal.compiler.kernel import KernelTypes
+    from bpfseal.runtime.dwarf import Dwarf
+    from bpfseal.runtime.elf import Elf
     from bpfseal.runtime.probes.functions import KernelFunctions
 
 
@@ -19,6 +22,8 @@ class World:
 
     def __init__(self, target: Target | None = None) -> None:
         self.target = target if target is not None else Target()
+        self.binaries: dict[str, None] = {}  # that probes were expanded in, in order
+        self._debug: dict[str, Dwarf] = {}
 
     @cached_property
     def types(self) -> KernelTypes | None:
@@ -46,3 +51,22 @@ class World:
     def events(self) -> list[tuple[str, str]]:
         """(category, event) of every tracepoint, sorted. Raises TracefsError."""
         return self.tracefs.events()
+
+    def debug_info(self, elf: Elf) -> Dwarf:
+        """Debug information of a user program, kept: its records are asked for later. Raises DwarfError."""
+        from bpfseal.runtime.dwarf import Dwarf
+
+        if elf.path not in self._debug:
+            types = self.types
+            self._debug[elf.path] = Dwarf(elf, lambda name: types is not None and types.record(name) is not None)
+        return self._debug[elf.path]
+
+    def programs(self) -> Iterator[Dwarf]:
+        """Debug information of every traced user program that has some."""
+        from bpfseal.runtime.probes.binaries import open_elf
+
+        for path in self.binaries:
+            try:
+                yield self.debug_info(open_elf(path))
+            except BpfsealError:
+                continue
