@@ -436,7 +436,8 @@ class Probe:
     """One action block for one or more points that share the same argument types; the predicate is folded in as a
     leading `If … return`. One written block with points of different `args` becomes several of these. Blocks that
     name neither args nor argN, retval or ctx have `args.fields` None and serve all points of a kind; blocks that name
-    `probe` have one point each."""
+    `probe` have one point each. Points of system calls ("syscall" and "syscall_exit") may share a block: it runs for
+    the numbers `nr` in the params of all of its points."""
 
     points: tuple[Point, ...]
     args: Args

@@ -108,7 +108,8 @@ def _grouped(c: State, probe: ast.Probe, number: int, found: Sequence[Point]) ->
             key = position
         else:
             extra = tuple(sorted(args.extra.items()))
-            key = (point.kind, args.context, args.fields, args.returns, extra)
+            fields = args.fields.fields if args.fields is not None else None
+            key = (point.kind, args.context, fields, args.returns, extra)
         if uses_module:
             key = (key, point.module)
         together.setdefault(key, ([], args))[0].append(point)
