@@ -54,8 +54,11 @@ def examine(policy: Policy, who: Identity, request: SealRequest) -> Examined:
     """Decode, analyse, decide. Never raises for what a client sent."""
     record: dict[str, Any] = {"bundle": wire.digest(request.bundle), "bytes": len(request.bundle)}
     try:
+        most = policy.max_insns(who)
+        if not most:  # strangers are not worth an analysis
+            raise Refusal("policy", f"no rule is for uid {who.uid}")
         bundle = wire.decode(request.bundle)
-        findings = check(bundle, max_insns=policy.max_insns(who))
+        findings = check(bundle, max_insns=most)
         record |= findings.record()
         if bundle.source:
             record["source"] = bundle.source
