@@ -372,6 +372,8 @@ class _Tracker:
 
     def _move(self, value: int, delta: int) -> int:
         """A value with stack addresses in it, plus a constant."""
+        if place := self.places.get(value):
+            return self._address(place[0], place[1] + delta)
         result = value & (self.address_floor - 1)
         for frame, offset in self._places(value):
             result |= self._address(frame, offset + delta)
