@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--audit", default=AUDIT, metavar="FILE|DIRECTORY")
     run.add_argument("--anchor", default="", metavar="FILE", help="append the log's head here at every checkpoint")
     run.add_argument("--root", default="", metavar="PEM|pkcs11:URI", help="root key (default: a new one, kept nowhere)")
+    run.add_argument("--token-dir", action="append", default=[], metavar="DIR", help="what the token's library reads")
     run.add_argument("--key-life", type=int, default=600, metavar="SECONDS", help="life of a signing key")
     run.add_argument("--user", default="", help="account to run as when started by root (default: bpfseal)")
     run.add_argument("--admin", type=int, action="append", default=[], metavar="UID", help="may rotate and revoke")
@@ -121,6 +122,7 @@ def _run(options: argparse.Namespace) -> int:
         else os.path.abspath(options.root),
         "life": str(options.key_life),
         "user": options.user,
+        "token_dirs": "\n".join(map(os.path.abspath, options.token_dir)),
         "admins": ",".join(map(str, options.admin)),
     }
     keep = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "SOFTHSM2_CONF")

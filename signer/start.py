@@ -81,7 +81,9 @@ def main(arguments: list[str]) -> None:
     """Entry of the system's helper, started by `bpfseal signer run` in isolated mode."""
     given = dict(item.split("=", 1) for item in arguments)
     admins = tuple(int(uid) for uid in given.pop("admins").split(",") if uid)
-    settings = Settings(**given | {"life": int(given["life"]), "admins": admins})  # type: ignore[arg-type]
+    token_dirs = tuple(filter(None, given.pop("token_dirs").split("\n")))
+    life = int(given.pop("life"))
+    settings = Settings(life=life, admins=admins, token_dirs=token_dirs, **given)
     _or_say_why(lambda: system(settings))
 
 
@@ -140,7 +142,6 @@ def system(settings: Settings) -> None:
     """Run the system's helper until it is told to stop."""
     os.umask(0o077)
     supervisor = Supervisor()
-    os.environ.clear()
     SoftKey.ecdsa = deterministic()
     uid, gid = account(settings.user)
     policy = PolicyFile(settings.policy)
@@ -153,7 +154,7 @@ def system(settings: Settings) -> None:
             uid=uid,
             gid=gid,
             writable=(os.path.dirname(audit.path),),
-            readable=(*READABLE, os.path.dirname(os.path.abspath(settings.policy))),
+            readable=(*READABLE, os.path.dirname(os.path.abspath(settings.policy)), *settings.token_dirs),
             listening=True,
             token=root == "token",
         )

@@ -19,7 +19,8 @@ BACKLOG = 512
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of `bpfseal signer run`. `audit` and `anchor` are files, `root` "", a PEM file or a pkcs11: URI."""
+    """Options of `bpfseal signer run`. `audit` and `anchor` are files, `root` "", a PEM file or a pkcs11: URI;
+    `token_dirs` is what a token's library goes on reading."""
 
     socket: str
     policy: str
@@ -29,6 +30,7 @@ class Settings:
     life: int = 600
     user: str = ""
     admins: tuple[int, ...] = ()
+    token_dirs: tuple[str, ...] = ()
 
 
 class SocketError(BpfsealError):
