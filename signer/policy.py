@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,8 @@ from bpfseal.signer.bundle import SealRequest
 from bpfseal.signer.check import Findings
 from bpfseal.signer.identity import Identity
 from bpfseal.signer.policy_rule import Patterns, PolicyError, Rule
+
+SETTLE_NS: Final = 200_000_000
 
 __all__ = ["Decision", "Patterns", "Policy", "PolicyError", "PolicyFile", "Rule", "decide", "explain"]
 
@@ -131,6 +134,7 @@ def explain(policy: Policy, who: Identity, findings: Findings, request: SealRequ
 class PolicyFile:
     """A policy file that is read again when it changes; a new one that is wrong leaves the old one in force.
 
+    A change counts once the file has been left alone for SETTLE_NS.
     `trouble` is the PolicyError of the newest text, None if that text is in force. The file must be a regular one
     that belongs to root or to this user and that nobody else can write, in a directory of the same kind; it is opened
     once, and what is checked is what is read.
@@ -146,13 +150,13 @@ class PolicyFile:
         """The policy in force; one stat(2) when nothing changed. Raises PolicyError only as long as there never was
         a good one."""
         try:
-            seen = _marks(os.stat(self.path, follow_symlinks=False))
+            found = os.stat(self.path, follow_symlinks=False)
         except OSError as error:
-            seen, self.trouble = (error.errno or 0,), PolicyError(f"{self.path}: {error.strerror}")
+            self._seen, self.trouble = (), PolicyError(f"{self.path}: {error.strerror}")
         else:
-            if seen != self._seen:
+            if (seen := _marks(found)) != self._seen and not (self._policy and _is_hot(found)):
+                self._seen = seen
                 self._load()
-        self._seen = seen
         if self._policy is None:
             raise self.trouble or PolicyError(f"{self.path}: not read")
         return self._policy
@@ -162,6 +166,11 @@ class PolicyFile:
             self._policy, self.trouble = Policy.parse(_read_guarded(self.path), self.path), None
         except PolicyError as error:
             self.trouble = error
+
+
+def _is_hot(found: os.stat_result) -> bool:
+    """Whether the file was written a moment ago: half of a policy can be a good policy, one without its denials."""
+    return 0 <= time.time_ns() - found.st_mtime_ns < SETTLE_NS
 
 
 def _marks(found: os.stat_result) -> tuple[int, ...]:
