@@ -7,6 +7,7 @@ that a large program is not read from front to back; only looking for a type by 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -79,39 +80,42 @@ class Dwarf:
     def _info(self) -> DWARFInfo:
         from elftools.elf.elffile import ELFFile
 
-        try:
+        with self._damage():
             self._file = open(self._path, "rb")  # noqa: SIM115 - read lazily for as long as this lives
             return ELFFile(self._file).get_dwarf_info(follow_links=True)
-        except Exception as error:
-            raise DwarfError(f"the debug information of {self._path} cannot be read: {error}") from None
 
     # Functions
 
     def arguments(self, point: Point) -> Args:
         """Arguments of the function at an entry point, or its result at a return."""
-        die = self._function(point.function, dict(point.params).get("address"))
-        if die is None:
-            return Args(None, "registers")
-        try:
+        with self._damage():
+            die = self._function(point.function, dict(point.params).get("address"))
+            if die is None:
+                return Args(None, "registers")
             if point.kind == "uretprobe":
-                returns = self._returns(die)
-                return Args(None, "registers", returns)
+                return Args(None, "registers", self._returns(die))
             return Args(RecordInfo("args", 48, tuple(self._fields(die))), "registers")
-        except DwarfError:
-            raise
-        except Exception as error:  # pyelftools raises whatever damaged input makes it stumble over
-            raise DwarfError(f"the debug information of {self._path} is damaged: {error}") from None
 
     def describe(self, function: str) -> list[str]:
         """Declarations of the parameters, for listings: "const char* prompt"."""
-        die = self._function(function, None)
-        if die is None:
-            return []
-        lines = []
-        for parameter in self._parameters(die):
-            name = _name(parameter)
-            lines.append(f"{self.spell(self._type_die(parameter))}{' ' + name if name else ''}")
-        return lines
+        with self._damage():
+            die = self._function(function, None)
+            lines = []
+            for parameter in self._parameters(die) if die is not None else ():
+                name = _name(parameter)
+                lines.append(f"{self.spell(self._type_die(parameter))}{' ' + name if name else ''}")
+            return lines
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        """pyelftools raises whatever damaged input makes it stumble over: DwarfError for all of it."""
+        try:
+            yield
+        except BpfsealError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise DwarfError(f"the debug information of {self._path} is damaged ({reason})") from None
 
     def _function(self, name: str, address: object) -> DIE | None:
         if not isinstance(address, int):
@@ -140,21 +144,16 @@ class Dwarf:
 
     def _units_at(self, address: int) -> Iterator[CompileUnit]:
         """Units that may hold the function at an address: by the table of ranges, else by their own ranges."""
-        try:
-            ranges = self._info.get_aranges()
-            offset = ranges.cu_offset_at_addr(address) if ranges is not None else None
-            if offset is not None:
-                yield self._info.get_CU_at(offset)
-                return
-            for unit in self._info.iter_CUs():
-                top = unit.get_top_DIE()
-                low, high = _value(top, "DW_AT_low_pc"), _high(top)
-                if low is None or high is None or "DW_AT_ranges" in top.attributes or low <= address < high:
-                    yield unit
-        except DwarfError:
-            raise
-        except Exception as error:
-            raise DwarfError(f"the debug information of {self._path} is damaged: {error}") from None
+        ranges = self._info.get_aranges()
+        offset = ranges.cu_offset_at_addr(address) if ranges is not None else None
+        if offset is not None:
+            yield self._info.get_CU_at(offset)
+            return
+        for unit in self._info.iter_CUs():
+            top = unit.get_top_DIE()
+            low, high = _value(top, "DW_AT_low_pc"), _high(top)
+            if low is None or high is None or "DW_AT_ranges" in top.attributes or low <= address < high:
+                yield unit
 
     def _fields(self, die: DIE) -> Iterator[Field]:
         """Parameters that arrive in integer registers (System V ABI, AAPCS64)."""
@@ -205,13 +204,14 @@ class Dwarf:
     def record(self, name: str) -> RecordInfo | None:
         """Members of a record that an argument's type named, or of any by "struct NAME"."""
         try:
-            die = self._records.get(name) or self._find_record(name)
-            if die is None:
-                return None
-            fields = tuple(self._members(die, 0, _DEPTH))
-            size = _value(die, "DW_AT_byte_size") or 0
-            return RecordInfo(name, size, fields, die.tag == "DW_TAG_union_type")
-        except Exception:  # whatever damaged input does, there is no such record
+            with self._damage():
+                die = self._records.get(name) or self._find_record(name)
+                if die is None:
+                    return None
+                fields = tuple(self._members(die, 0, _DEPTH))
+                size = _value(die, "DW_AT_byte_size") or 0
+                return RecordInfo(name, size, fields, die.tag == "DW_TAG_union_type")
+        except DwarfError:
             return None
 
     def record_type(self, name: str) -> Record | None:
@@ -376,7 +376,7 @@ class Dwarf:
         exact: list[int] = []
         others: set[int] = set()
         seen = False
-        try:
+        with self._damage():
             for path, row_line, row_column, address in self._rows():
                 if path != file and not path.endswith("/" + file.lstrip("/")):
                     continue
@@ -385,10 +385,6 @@ class Dwarf:
                     exact.append(address)
                 else:
                     others.add(row_line)
-        except DwarfError:
-            raise
-        except Exception as error:
-            raise DwarfError(f"the line table of {self._path} is damaged: {error}") from None
         if exact:
             return min(exact)
         if not seen:

@@ -59,6 +59,8 @@ def _field(line: str, common: bool) -> EventField | None:
     if offset + size > _LIMIT:
         return None
     words, data_loc, relative = name["type"].strip(), False, False
+    if not words:
+        return None
     if words.startswith(("__data_loc ", "__rel_loc ")):
         relative = words.startswith("__rel_loc ")
         words, data_loc = words.partition(" ")[2].strip().removesuffix("[]").strip(), True

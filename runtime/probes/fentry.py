@@ -89,7 +89,7 @@ def _args(world: World, point: Point) -> Args:
     fields, slots = typed_arguments((param.name, param.type) for param in proto.params)
     returns = trusted(proto.returns) if proto.returns is not None and point.kind == "fexit" else None
     # The context of fexit goes on with the result behind the arguments.
-    return Args(RecordInfo("args", 8 * slots, fields), "argument", returns, {"slots": slots})
+    return Args(RecordInfo("args", 8 * slots, fields), "argument", returns, {"arguments": slots})
 
 
 def typed_arguments(params: Iterable[tuple[str, Type]]) -> tuple[tuple[Field, ...], int]:

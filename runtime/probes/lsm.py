@@ -49,7 +49,7 @@ def _args(world: World, point: Point) -> Args:
     if proto is None:
         return Args(None, "argument")
     fields, slots = typed_arguments((param.name, param.type) for param in proto.params)
-    return Args(RecordInfo("args", 8 * slots, fields), "argument", proto.returns, {"slots": slots})
+    return Args(RecordInfo("args", 8 * slots, fields), "argument", proto.returns, {"arguments": slots})
 
 
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
