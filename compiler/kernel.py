@@ -469,7 +469,7 @@ def _c_integer(words: list[str]) -> Type | None:
     return Int(64 if "long" in words else 32, signed)
 
 
-def spelled(btf: Btf, id: int, name: str) -> str:
+def spelled(btf: Btf, id: int, name: str, tight: bool = False) -> str:
     """C's inside-out declarators; qualifiers kept, type tags shown as the kernel's own words (__user)."""
     space = f" {name}" if name else ""
     kind = btf.kind(id)
@@ -477,23 +477,23 @@ def spelled(btf: Btf, id: int, name: str) -> str:
         return f"void{space}"
     target = btf.size_or_type(id)
     if kind == raw.PTR:
-        star = f"* {name}" if name else "*"
+        star = f"*{name}" if tight or not name else f"* {name}"
         if btf.kind(target) in (raw.ARRAY, raw.FUNC_PROTO):
-            return spelled(btf, target, f"({star.replace(' ', '')})")
-        return spelled(btf, target, star)
+            return spelled(btf, target, f"({star.replace(' ', '')})", tight)
+        return spelled(btf, target, star, tight)
     if kind == raw.ARRAY:
         element, _, count = btf.array(id)
-        return spelled(btf, element, f"{name}[{count}]")
+        return spelled(btf, element, f"{name}[{count}]", tight)
     if kind == raw.FUNC_PROTO:
-        params = ", ".join(spelled(btf, p, "") if p else "..." for _, p in btf.params(id)) or "void"
-        return spelled(btf, target, f"{name}({params})")
+        params = ", ".join(spelled(btf, p, "", tight) if p else "..." for _, p in btf.params(id)) or "void"
+        return spelled(btf, target, f"{name}({params})", tight)
     words = {raw.CONST: "const", raw.VOLATILE: "volatile", raw.RESTRICT: "restrict"}
     if kind in words:
         if btf.kind(target) == raw.PTR:
-            return spelled(btf, target, f"{words[kind]}{space}")
-        return f"{words[kind]} {spelled(btf, target, name)}"
+            return spelled(btf, target, f"{words[kind]}{space}", tight)
+        return f"{words[kind]} {spelled(btf, target, name, tight)}"
     if kind == raw.TYPE_TAG:
-        return spelled(btf, target, f"__{btf.name(id)}{space}")
+        return spelled(btf, target, f"__{btf.name(id)}{space}", tight)
     tag = {raw.STRUCT: "struct ", raw.UNION: "union ", raw.ENUM: "enum ", raw.ENUM64: "enum "}.get(kind, "")
     if kind == raw.FWD:
         tag = "union " if btf.kflag(id) else "struct "

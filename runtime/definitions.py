@@ -30,7 +30,8 @@ def definitions(types: KernelTypes, pattern: str, verbose: bool) -> Iterator[str
                     found.setdefault(candidate, id)
     for candidate in sorted(found):
         if verbose:
-            yield from _definition(btf, found[candidate], f"{word} {candidate}", "", ";")
+            yield from _definition(btf, found[candidate], f"vmlinux: {word} {candidate}", "", ";")
+            yield ""
         else:
             yield f"{word} {candidate}"
 
@@ -38,7 +39,7 @@ def definitions(types: KernelTypes, pattern: str, verbose: bool) -> Iterator[str
 def _definition(btf: Btf, id: int, head: str, indent: str, tail: str) -> Iterator[str]:
     """Anonymous members are written out in their place."""
     yield f"{indent}{head} {{"
-    inner = indent + "    "
+    inner = indent + "\t"
     if btf.kind(id) in (raw.ENUM, raw.ENUM64):
         for name, value in btf.enumerators(id):
             yield f"{inner}{name} = {value},"
@@ -49,5 +50,5 @@ def _definition(btf: Btf, id: int, head: str, indent: str, tail: str) -> Iterato
                 word = "struct" if btf.kind(target) == raw.STRUCT else "union"
                 yield from _definition(btf, target, word, inner, f" {name};" if name else ";")
             else:
-                yield f"{inner}{spelled(btf, member, name)}{f':{bits}' if bits else ''};"
+                yield f"{inner}{spelled(btf, member, name, tight=True)}{f': {bits}' if bits else ''};"
     yield f"{indent}}}{tail}"
