@@ -22,7 +22,7 @@ class Shape(Record, frozen=True):
             and for maps the aggregates count sum min max avg stats hist lhist tseries
     size    bytes in memory
     signed  of integers and of what is aggregated
-    name    of an enum or record
+    name    of an enum or record; "username" of an int that is a user id to be shown as the user's name
     element, count   arrays
     members  records and tuples; a language record (x=1) is a tuple whose members have names
     params   hist (bits,), lhist (min, max, step), tseries (interval_ns, buckets, kind), stacks (mode, depth),
@@ -169,7 +169,8 @@ class Reader(Record, frozen=True):
               when the first is full, -1 for none
     counters  index of the PERCPU_ARRAY of u64: slot 0 lost events; slot 1 + n failed updates of maps[n]; -1 for none
     session   index of the session ARRAY (SESSION_* above), -1 when no program reads it
-    stacks    indexes of the stack maps by "kernel"/"user" + "_" + depth
+    stacks    indexes of the stack maps by "kernel"/"user" + "_" + depth (with "_build_id" behind it for that mode)
+    formats   texts that values name by number: the formats of Timestamp values, the filters of CgroupPath values
     """
 
     version: int
@@ -181,6 +182,7 @@ class Reader(Record, frozen=True):
     counters: int = -1
     session: int = -1
     stacks: dict[str, int] = {}
+    formats: tuple[bytes, ...] = ()
     enums: dict[str, dict[int, str]] = {}
     config: dict[str, str | int | bool] = {}
     warnings: tuple[str, ...] = ()

@@ -1,0 +1,274 @@
+"""Writing one function: variables, buffers, helper calls, and the dispatch over the typed tree.
+
+A value of a scalar type is a `Value` in a register. A value of a memory type is where it is wanted: `store` builds it
+at a given address, so that a string goes straight into the map key or event that it is for; `address` gives a place
+where it can be read, which is a buffer only if it is nowhere yet.
+
+Strings are clean: the bytes behind the NUL are zero, so that strings compare, and work as keys, as memory. Only what
+goes into events need not be (`clean=False`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from bpfseal.compiler.helpers import HELPERS, MEMORY
+from bpfseal.compiler.ir import I1, I8, I64, PTR, Function, Value, const
+from bpfseal.compiler.unit import Declared, Unit
+from bpfseal.dsl import types
+from bpfseal.dsl.typed import Expr, Probe, Stmt, Var
+from bpfseal.dsl.types import Type, is_scalar, size_of
+from bpfseal.errors import BpfsealError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bpfseal.compiler.plan import Program
+
+STRIDE: Final = "$stride$"
+"""In the text of functions: size of a CPU's part of the scratch map, known when all is written."""
+
+_INLINE_BYTES: Final = 64  # what is copied or cleared by instructions; more by a helper call
+
+Scalar = Callable[["Gen", Any], Value]
+Memory = Callable[["Gen", Any, Value, bool], None]
+Statement = Callable[["Gen", Any], None]
+
+# Filled by the modules of expressions and statements.
+SCALARS: Final[dict[type, Scalar]] = {}
+MEMORIES: Final[dict[type, Memory]] = {}
+ADDRESSES: Final[dict[type, Callable[["Gen", Any], Value | None]]] = {}
+STATEMENTS: Final[dict[type, Statement]] = {}
+
+
+def register_type(type: Type) -> str:
+    """LLVM type of a scalar in a register."""
+    match type:
+        case types.Int(bits=bits) | types.Enum(bits=bits):
+            return f"i{bits}"
+        case types.Bool():
+            return I1
+        case types.Ptr(space=space):
+            return PTR if space in ("btf", "ctx", "bpf") else I64
+        case _:
+            return I64
+
+
+def memory_type(type: Type) -> str:
+    """LLVM type of a scalar in memory."""
+    return I8 if isinstance(type, types.Bool) else register_type(type)
+
+
+def is_signed(type: Type) -> bool:
+    return isinstance(type, types.Int | types.Enum) and type.signed
+
+
+@dataclass
+class Buffer:
+    """A place that was reserved: on the stack, or at `offset` of the scratch memory."""
+
+    stack: Value | None
+    offset: int = 0
+
+
+@dataclass
+class Loop:
+    """Labels of the innermost loop; in a callback `leave` is what `break` does."""
+
+    again: str
+    leave: str
+
+
+class Gen:
+    """One function of the bundle being written."""
+
+    def __init__(self, unit: Unit, fn: Function, program: Program | None = None, probe: Probe | None = None) -> None:
+        self.unit = unit
+        self.fn = fn
+        self.program = program
+        self.probe = probe
+        self.declared = Declared()
+        self.vars: dict[Var, Buffer] = {}
+        self.loops: list[Loop] = []
+        self.stack_bytes = 0
+        self.ctx: Value = Value(PTR, "%ctx")
+        self.leave: Callable[[Value | None], None] = self._return
+        self.probe_number: Value = const(0, "i32")
+
+    # Dispatch
+
+    def scalar(self, expr: Expr) -> Value:
+        """The value of an expression of scalar type."""
+        return SCALARS[type(expr)](self, expr)
+
+    def store(self, expr: Expr, target: Value, *, clean: bool = True) -> None:
+        """Write the value of an expression to `target`, which has `size_of(expr.type)` bytes, 8-byte aligned for
+        memory types unless they are smaller."""
+        if is_scalar(expr.type):
+            self.store_scalar(self.scalar(expr), expr.type, target)
+        else:
+            MEMORIES[type(expr)](self, expr, target, clean)
+
+    def address(self, expr: Expr) -> Value:
+        """Memory of ours that holds the value of an expression of memory type; valid until the next statement."""
+        handler = ADDRESSES.get(type(expr))
+        found = handler(self, expr) if handler is not None else None
+        if found is None:
+            found = self.buffer(size_of(expr.type))
+            self.store(expr, found)
+        return found
+
+    def statement(self, statement: Stmt) -> None:
+        STATEMENTS[type(statement)](self, statement)
+
+    def statements(self, body: tuple[Stmt, ...]) -> None:
+        for statement in body:
+            STATEMENTS[type(statement)](self, statement)
+
+    def store_scalar(self, value: Value, type: Type, target: Value) -> None:
+        if value.type == I1:
+            value = self.fn.integer(value, I8)
+        self.fn.store(value, target, size_of(type))
+
+    def load_scalar(self, type: Type, source: Value, align: int = 0) -> Value:
+        """A scalar from memory that can be read directly."""
+        value = self.fn.load(memory_type(type), source, align or size_of(type))
+        return self.truth(value) if isinstance(type, types.Bool) else value
+
+    def truth(self, value: Value) -> Value:
+        """i1: not zero."""
+        if value.type == I1:
+            return value
+        if value.type == PTR:
+            return self.fn.op(I1, f"icmp ne ptr {value.text}, null")
+        return self.fn.compare("ne", value, const(0, value.type))
+
+    # Buffers
+
+    def buffer(self, size: int, align: int = 8) -> Value:
+        """New memory for a value that lives until the end of the statement."""
+        return self.locate(self.reserve(size, align))
+
+    def reserve(self, size: int, align: int = 8) -> Buffer:
+        """Memory of this function's own; what is in it at first is unknown."""
+        if size <= self.unit.on_stack_limit and self.stack_bytes + size <= self.unit.stack_budget:
+            self.stack_bytes += (size + 7) & -8
+            return Buffer(self.fn.alloca(max(size, 1), align))
+        return Buffer(None, self.unit.scratch(size))
+
+    def reserve_scratch(self, size: int) -> Buffer:
+        """Memory in the scratch map, where offsets that are known at run time only may be used."""
+        return Buffer(None, self.unit.scratch(size))
+
+    def locate(self, buffer: Buffer) -> Value:
+        if buffer.stack is not None:
+            return buffer.stack
+        return self.fn.add(self._scratch(), buffer.offset)
+
+    def _scratch(self) -> Value:
+        """This CPU's part of the scratch memory."""
+        index = self.unit.scratch_index
+        self.declared.use(index, "read", "write")
+        base = self.unit.value(index)
+        if self.unit.options.cpu_slots == 1:
+            return base
+        cpu = self.helper("get_smp_processor_id")
+        mine = self.fn.binary("and", cpu, const(self.unit.options.cpu_slots - 1))
+        return self.fn.index(base, self.fn.op(I64, f"mul nuw nsw {mine}, {STRIDE}"))
+
+    # Calls
+
+    def helper(self, name: str, *args: Value) -> Value:
+        """Call a helper; its result, an i64 or a ptr."""
+        spec = HELPERS[name]
+        self.declared.helpers.add(name)
+        # What a helper gets, it does not keep; records of the ring buffer excepted.
+        keep = "" if name.startswith("ringbuf_") else " captures(none)"
+        listed = ", ".join(f"ptr{keep} {a.text}" if a.type == PTR else f"i64 {self._wide(a).text}" for a in args)
+        callee = f"{spec.returns} inttoptr (i64 {spec.id} to ptr)({listed})"
+        return self.fn.op(spec.returns, f"call {callee} nounwind willreturn {MEMORY[spec.memory]}")
+
+    def _wide(self, value: Value) -> Value:
+        return self.fn.integer(value, I64)
+
+    def kfunc(self, returns: str, name: str, *args: Value) -> Value:
+        """Call a kernel function by name."""
+        self.unit.kfuncs.add(f"{returns} @{name}({', '.join(a.type for a in args)})")
+        self.declared.kfuncs.add(name)
+        call = f"call {returns} @{name}({', '.join(map(str, args))}) nounwind"
+        if returns == "void":
+            self.fn.do(call)
+            return Value("void", "")
+        return self.fn.op(returns, call)
+
+    def helper_on_map(self, name: str, index: int, operation: str, *args: Value) -> Value:
+        """A helper whose first argument is the map `index`."""
+        self.declared.use(index, operation)
+        return self.helper(name, self.unit.map(index), *args)
+
+    # Memory of ours
+
+    def clear(self, target: Value, size: int) -> None:
+        """Zero `size` bytes."""
+        if not size:
+            return
+        if size <= _INLINE_BYTES:
+            self.fn.do(f"call void @llvm.memset.p0.i64(ptr align 8 {target.text}, i8 0, i64 {size}, i1 false)")
+            return
+        # The kernel clears what it could not read.
+        self.helper("probe_read_kernel", target, const(size), const(0))
+
+    def clear_tail(self, target: Value, start: int, end: int) -> None:
+        """Zero the bytes of `target` (8-byte aligned) from `start` to before `end`."""
+        if end - start > _INLINE_BYTES:
+            self.helper("probe_read_kernel", self.fn.add(target, start), const(end - start), const(0))
+            return
+        while start < end:
+            width = next(w for w in (8, 4, 2, 1) if start % w == 0 and start + w <= end)
+            self.fn.store(const(0, f"i{8 * width}"), self.fn.add(target, start), width)
+            start += width
+
+    def copy(self, target: Value, source: Value, size: int, align: int = 8) -> None:
+        """Copy between places that can be accessed directly."""
+        if size <= _INLINE_BYTES:
+            self.fn.do(
+                f"call void @llvm.memcpy.p0.p0.i64(ptr align {align} {target.text}, ptr align {align} {source.text}, "
+                f"i64 {size}, i1 false)"
+            )
+        else:
+            self.helper("probe_read_kernel", target, const(size), source)
+
+    # Control
+
+    @contextmanager
+    def when(self, condition: Value, hint: str = "then") -> Iterator[None]:
+        """What is written inside runs only if `condition` (i1)."""
+        yes, after = self.fn.fresh(hint), self.fn.fresh("after")
+        self.fn.branch(condition, yes, after)
+        self.fn.start(yes)
+        yield
+        self.fn.start(after)
+
+    @contextmanager
+    def unless(self, condition: Value, hint: str = "else") -> Iterator[None]:
+        yes, after = self.fn.fresh(hint), self.fn.fresh("after")
+        self.fn.branch(condition, after, yes)
+        self.fn.start(yes)
+        yield
+        self.fn.start(after)
+
+    def _return(self, value: Value | None) -> None:
+        if self.fn.returns == "void":
+            self.fn.ret()
+        elif value is None:
+            self.fn.ret(const(0, self.fn.returns))
+        else:
+            self.fn.ret(self.fn.integer(value, self.fn.returns, signed=True))
+
+
+def impossible(what: str) -> BpfsealError:
+    """For trees that the checker does not make."""
+    return BpfsealError(f"the code generator cannot translate {what}")

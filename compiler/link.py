@@ -1,0 +1,218 @@
+"""Object file to instructions: sections and relocations become programs whose maps are named by index.
+
+The ELF container is read by LLVM's own object reader. Each function has a section of its own; a program is its main
+function, followed by the functions that it calls or passes as callbacks.
+
+Relocations (`llvm/include/llvm/BinaryFormat/ELFRelocs/BPF.def`): R_BPF_64_64 on the two slots of an ld_imm64, against
+`mN` (map N), `vN` (value of map N, the addend an offset in it) or a function (callback); R_BPF_64_32 on a call,
+against a function or a kfunc.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from bpfseal.compiler.loops import MARKER_KIND
+from bpfseal.compiler.unit import Declared
+from bpfseal.errors import BpfsealError
+
+_R_64_64, _R_64_32 = 1, 10
+_SYMBOL: Final = struct.Struct("<IBBHQQ")  # st_name, st_info, st_other, st_shndx, st_value, st_size
+_RELOCATION: Final = struct.Struct("<QQ")  # r_offset, r_info
+_SLOT: Final = struct.Struct("<BBhi")
+_PSEUDO_FUNC, _PSEUDO_MAP_IDX, _PSEUDO_MAP_IDX_VALUE = 4, 5, 6
+_PSEUDO_CALL, _PSEUDO_KFUNC_CALL = 1, 2
+_CALL, _LD_IMM64, _JA, _MAY_GOTO = 0x85, 0x18, 0x05, 0xE5
+_SECTION: Final = ".f."  # prefix of functions' sections
+DECLARATIONS: Final = "bpfseal.declared"
+STACK_LIMIT: Final = 512
+
+
+class LinkError(BpfsealError):
+    """The object is not what the code generator wanted."""
+
+
+@dataclass
+class Function:
+    """Instructions of one function and the names that they refer to: (slot, relocation type, symbol)."""
+
+    name: str
+    code: bytearray
+    references: list[tuple[int, int, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A finished program. `functions`: (name, first slot) of the main function and its subprograms, in order.
+    `callbacks`: some of them are called by the kernel, which then wants to know them by BTF."""
+
+    code: bytes
+    functions: tuple[tuple[str, int], ...]
+    callbacks: bool = False
+
+
+def read_object(data: bytes) -> tuple[dict[str, Function], bytes]:
+    """Functions by name, and the contents of the section of declarations."""
+    from llvmlite.binding import ObjectFileRef
+
+    object = ObjectFileRef.from_data(data)
+    sections = [((s.name() or b"").decode(), s.data()) for s in object.sections()]
+    by_name = dict(sections)
+    strings = by_name.get(".strtab", b"")
+    symbols = []
+    for name_at, _, _, section, value, _ in _SYMBOL.iter_unpack(by_name.get(".symtab", b"")):
+        name = strings[name_at : strings.index(b"\0", name_at)].decode() if name_at else ""
+        if not name and 0 < section < len(sections):
+            name = sections[section][0].removeprefix(_SECTION)
+        if value and sections[section][0].startswith(_SECTION):
+            raise LinkError(f"internal error: {name} does not start its section")
+        symbols.append(name)
+    functions = {}
+    for name, content in sections:
+        if name.startswith(_SECTION):
+            function = Function(name.removeprefix(_SECTION), bytearray(content))
+            for offset, info in _RELOCATION.iter_unpack(by_name.get(f".rel{name}", b"")):
+                function.references.append((offset // 8, info & 0xFFFFFFFF, symbols[info >> 32]))
+            functions[function.name] = function
+    return functions, by_name.get(DECLARATIONS, b"")
+
+
+def link(main: str, functions: dict[str, Function], kfunc_id: Callable[[str], int]) -> Linked:
+    """One program: `main` and what it reaches, in order of first use."""
+    order = _reached(main, functions)
+    starts, at = {}, 0
+    for name in order:
+        starts[name] = at
+        at += len(functions[name].code) // 8
+    code = bytearray()
+    for name in order:
+        function = functions[name]
+        part = bytearray(function.code)
+        for slot, kind, symbol in function.references:
+            _resolve(part, slot, kind, symbol, starts, starts[name], functions, kfunc_id)
+        code += part
+    _loop_bounds(code)
+    callbacks = any(
+        kind == _R_64_64 and symbol in starts for name in order for _, kind, symbol in functions[name].references
+    )
+    return Linked(bytes(code), tuple(starts.items()), callbacks)
+
+
+def _reached(main: str, functions: dict[str, Function]) -> list[str]:
+    order = [main]
+    for name in order:
+        for _, _, symbol in functions[name].references:
+            if symbol in functions and symbol not in order:
+                order.append(symbol)
+    return order
+
+
+def _resolve(
+    code: bytearray,
+    slot: int,
+    kind: int,
+    symbol: str,
+    starts: dict[str, int],
+    start: int,
+    functions: dict[str, Function],
+    kfunc_id: Callable[[str], int],
+) -> None:
+    at = slot * 8
+    opcode, registers, offset, immediate = _SLOT.unpack_from(code, at)
+    if kind == _R_64_64 and opcode == _LD_IMM64:
+        second = 0
+        if symbol in starts:
+            source, value = _PSEUDO_FUNC, starts[symbol] - (start + slot) - 1
+        else:
+            source = _PSEUDO_MAP_IDX if symbol[0] == "m" else _PSEUDO_MAP_IDX_VALUE
+            value, second = int(symbol[1:]), immediate
+        _SLOT.pack_into(code, at, opcode, registers & 15 | source << 4, 0, value)
+        _SLOT.pack_into(code, at + 8, 0, 0, 0, second)
+        return
+    if kind == _R_64_32 and opcode == _CALL:
+        if symbol in functions:
+            _SLOT.pack_into(code, at, opcode, _PSEUDO_CALL << 4, 0, starts[symbol] - (start + slot) - 1)
+        else:
+            _SLOT.pack_into(code, at, opcode, _PSEUDO_KFUNC_CALL << 4, 0, kfunc_id(symbol))
+        return
+    raise LinkError(f"internal error: relocation {kind} of {symbol} on opcode {opcode:#04x}")
+
+
+def _loop_bounds(code: bytearray) -> None:
+    """Turn markers into may_goto: `ld_imm64 rX, marker; if rX != 0 goto L` becomes `may_goto L` and fillers.
+
+    The branch is the first one on rX after the marker; between the two there is nothing that writes rX."""
+    slots = len(code) // 8
+    at = 0
+    while at < slots:
+        opcode, registers, _, _ = _SLOT.unpack_from(code, 8 * at)
+        if opcode == _LD_IMM64:
+            if registers >> 4 == MARKER_KIND:
+                _bound(code, at, registers & 15)
+            at += 1
+        at += 1
+
+
+def _bound(code: bytearray, marker: int, register: int) -> None:
+    at = marker + 2
+    while True:
+        opcode, registers, offset, immediate = _SLOT.unpack_from(code, 8 * at)
+        if opcode & 7 in (5, 6) and opcode & 0xF0 in (0x10, 0x50) and registers & 15 == register and immediate == 0:
+            break
+        if opcode & 7 in (5, 6) or at - marker > 64:
+            raise LinkError("internal error: a loop's bound is not followed by its branch")
+        at += 1
+    for slot in (marker, marker + 1):
+        _SLOT.pack_into(code, 8 * slot, _JA, 0, 0, 0)
+    if opcode & 0xF0 == 0x50:  # rX != 0: leave
+        _SLOT.pack_into(code, 8 * at, _MAY_GOTO, 0, offset, 0)
+        return
+    # rX == 0: stay, else fall out. The bound goes in front; leaving skips the jump.
+    if at != marker + 2:
+        # shift what lies between over the second filler, so that the bound is right before the jump
+        code[8 * (marker + 1) : 8 * (at - 1)] = code[8 * (marker + 2) : 8 * at]
+    _SLOT.pack_into(code, 8 * (at - 1), _MAY_GOTO, 0, 1, 0)
+    _SLOT.pack_into(code, 8 * at, _JA, 0, offset, 0)
+
+
+def stack_depth(code: bytes) -> int:
+    """Deepest offset below the frame pointer that is accessed or taken the address of, in bytes."""
+    deepest = 0
+    from_frame = [False] * 16
+    for opcode, registers, offset, immediate in _SLOT.iter_unpack(code):
+        target, source = registers & 15, registers >> 4
+        kind = opcode & 7
+        if kind in (2, 3) and target == 10:
+            deepest = min(deepest, offset)
+        elif kind == 1:
+            if source == 10:
+                deepest = min(deepest, offset)
+            from_frame[target] = False
+        elif opcode == 0xBF:
+            from_frame[target] = source == 10
+        elif opcode == 0x07 and from_frame[target]:
+            deepest = min(deepest, immediate)
+            from_frame[target] = False
+        elif kind in (0, 4, 7):
+            from_frame[target] = False
+    return -deepest
+
+
+def parse_declarations(data: bytes) -> dict[str, Declared]:
+    """What functions do, by name, from the object's section."""
+    found = {}
+    for line in data.decode().rstrip("\0").splitlines():
+        name, helpers, kfuncs, maps = line.split(" ")
+        declared = Declared(set(_names(helpers)), set(_names(kfuncs)))
+        for part in maps.split(";") if maps else ():
+            index, _, operations = part.partition(":")
+            declared.use(int(index), *operations.split(","))
+        found[name] = declared
+    return found
+
+
+def _names(text: str) -> Iterator[str]:
+    return (name for name in text.split(",") if name)

@@ -1,0 +1,89 @@
+"""Loops: counted ones of the compiler's own, while, ranges, and loops over maps.
+
+The verifier wants to see that a loop ends. Loops with a constant count are plain: it runs through them. For the others
+each round passes a `may_goto`, the kernel's own bound on loops (8 million rounds), so that the verifier is content to
+see one round. LLVM knows no such instruction: `link` makes it of a marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bpfseal.compiler.gen import STATEMENTS, Gen, Loop, is_signed, register_type
+from bpfseal.compiler.ir import I64, Value, const
+from bpfseal.compiler.mapping import store_variable
+from bpfseal.dsl import typed
+from bpfseal.dsl.types import size_of
+
+MAY_GOTO = 0x7367  # in the marker, an ld_imm64 of a kind that does not exist
+MARKER_KIND = 15
+
+
+@contextmanager
+def counted(g: Gen, count: int) -> Iterator[Value]:
+    """Run what is written inside `count` times; the value is the round, an i64 from 0."""
+    fn = g.fn
+    counter = fn.slot(I64)
+    again, after = fn.fresh("again"), fn.fresh("after")
+    fn.store(const(0), counter, 8)
+    fn.start(again)
+    number = fn.load(I64, counter, 8)
+    yield number
+    up = fn.binary("add", number, const(1))
+    fn.store(up, counter, 8)
+    fn.branch(fn.compare("ult", up, const(count)), again, after)
+    fn.start(after)
+
+
+def may_leave(g: Gen, leave: str) -> None:
+    """A may_goto to `leave`: what makes the verifier believe in the end of a loop."""
+    inside = g.fn.fresh("round")
+    spent = g.fn.op(I64, f"call i64 @llvm.bpf.pseudo(i64 {MARKER_KIND}, i64 {MAY_GOTO})")
+    g.fn.branch(g.fn.compare("eq", spent, const(0)), inside, leave)
+    g.fn.start(inside)
+
+
+def while_(g: Gen, node: typed.While) -> None:
+    fn = g.fn
+    again, after = fn.fresh("while"), fn.fresh("after")
+    fn.start(again)
+    may_leave(g, after)
+    inside = fn.fresh("body")
+    fn.branch(g.scalar(node.condition), inside, after)
+    fn.start(inside)
+    _body(g, node.body, again, after)
+    fn.jump(again)
+    fn.start(after)
+
+
+def _body(g: Gen, body: tuple[typed.Stmt, ...], again: str, leave: str) -> None:
+    g.loops.append(Loop(again, leave))
+    g.statements(body)
+    g.loops.pop()
+
+
+def for_range(g: Gen, node: typed.ForRange) -> None:
+    fn = g.fn
+    type = register_type(node.variable.type)
+    align = size_of(node.variable.type)
+    low, high = g.scalar(node.low), g.scalar(node.high)
+    counter = fn.slot(type)
+    fn.store(low, counter, align)
+    head, step, after = fn.fresh("for"), fn.fresh("step"), fn.fresh("after")
+    fn.start(head)
+    may_leave(g, after)
+    inside = fn.fresh("body")
+    now = fn.load(type, counter, align)
+    fn.branch(fn.compare("slt" if is_signed(node.variable.type) else "ult", now, high), inside, after)
+    fn.start(inside)
+    store_variable(g, now, g.locate(g.vars[node.variable]))
+    _body(g, node.body, step, after)
+    fn.start(step)
+    fn.store(fn.binary("add", fn.load(type, counter, align), const(1, type)), counter, align)
+    fn.jump(head)
+    fn.start(after)
+
+
+STATEMENTS[typed.While] = while_
+STATEMENTS[typed.ForRange] = for_range

@@ -1,0 +1,299 @@
+"""Reaching into memory: places, reads by address space, the tree's nodes for members and elements.
+
+A `Place` is an address with its space and a constant offset, so that a chain of members costs one read. Spaces
+"btf", "ctx" and "bpf" are loaded directly, the others through the probe_read helpers, which give zeros for what
+cannot be read.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from bpfseal.compiler.gen import (
+    ADDRESSES,
+    MEMORIES,
+    SCALARS,
+    Gen,
+    impossible,
+    is_signed,
+    memory_type,
+    register_type,
+)
+from bpfseal.compiler.ir import I64, NULL, PTR, Value, const
+from bpfseal.dsl import typed, types
+from bpfseal.dsl.types import Field, Type, is_scalar, size_of, tuple_layout
+
+DIRECT: Final = frozenset({"btf", "ctx", "bpf"})
+
+_READ: Final = {"kernel": "probe_read_kernel", "btf": "probe_read_kernel", "user": "probe_read_user"}
+_READ_STR: Final = {"kernel": "probe_read_kernel_str", "btf": "probe_read_kernel_str", "user": "probe_read_user_str"}
+_INLINE_CONTEXT: Final = 64
+
+
+class Place(NamedTuple):
+    """`maybe_null`: the verifier wants the base tested before it is loaded through."""
+
+    space: str
+    base: Value
+    offset: int = 0
+    maybe_null: bool = False
+
+    def moved(self, offset: int) -> Place:
+        return self._replace(offset=self.offset + offset)
+
+
+def read_helper(space: str) -> str:
+    """The helper that reads memory of a space. Where it is unknown ("none"), the one that looks at the address."""
+    return _READ.get(space, "probe_read")
+
+
+def read_str_helper(space: str) -> str:
+    return _READ_STR.get(space, "probe_read_str")
+
+
+# --- places -----------------------------------------------------------------------------------------------------
+
+
+def place_of(g: Gen, expr: typed.Expr) -> Place:
+    """Where the value of an expression lies: in foreign memory where it is still there, else in ours."""
+    match expr:
+        case typed.FieldOf(base=base, field=field):
+            return _target(g, base).moved(field.offset)
+        case typed.IndexOf():
+            return _element(g, expr)
+        case typed.Deref(pointer=pointer):
+            return _pointed(g, pointer)
+        case typed.ElementOf(base=base, index=index):
+            assert isinstance(base.type, types.Tuple)
+            return place_of(g, base).moved(tuple_layout(base.type)[0][index])
+        case typed.ArgField():
+            from bpfseal.compiler.args import argument_place
+
+            return argument_place(g, expr)
+        case _:
+            return Place("bpf", g.address(expr))
+
+
+def _target(g: Gen, base: typed.Expr) -> Place:
+    """The record that `.member` is looked up in: a value or what a pointer points to."""
+    return _pointed(g, base) if isinstance(base.type, types.Ptr) else place_of(g, base)
+
+
+def _pointed(g: Gen, pointer: typed.Expr) -> Place:
+    assert isinstance(pointer.type, types.Ptr)
+    space = pointer.type.space
+    if isinstance(pointer, typed.AddressOf) and isinstance(pointer.target, typed.FieldOf | typed.IndexOf):
+        return place_of(g, pointer.target)
+    base = g.scalar(pointer)
+    if space in DIRECT:
+        base = g.fn.pointer(base)
+    return Place(space, base, 0, _nullable(g, pointer, space))
+
+
+def _nullable(g: Gen, pointer: typed.Expr, space: str) -> bool:
+    """Whether the verifier may know the pointer as "or null". Arguments of fentry programs are not, nor is the current
+    task; what is loaded from objects can be (lists BTF_TYPE_SAFE_* in kernel/bpf/verifier.c), arguments of raw
+    tracepoints too (raw_tp_null_args)."""
+    if space != "btf":
+        return space == "bpf"
+    if isinstance(pointer, typed.Builtin) and pointer.name == "curtask":
+        return False
+    return not (isinstance(pointer, typed.ArgField) and g.program is not None and g.program.kind in ("fentry", "fexit"))
+
+
+def _element(g: Gen, node: typed.IndexOf) -> Place:
+    stride = size_of(node.type)
+    base_type = node.base.type
+    if isinstance(base_type, types.Ptr):
+        place = _pointed(g, node.base)
+        stride = size_of(base_type.to) if base_type.to is not None else stride
+        count = 0
+    else:
+        place = place_of(g, node.base)
+        match base_type:
+            case types.Array(element=element, count=count):
+                stride = size_of(element)
+            case types.Str(size=count):
+                pass
+            case types.Buf(capacity=count):
+                place = place.moved(4)
+            case _:
+                raise impossible(f"an index of {base_type}")
+    if isinstance(node.index, typed.Int):
+        return place.moved(node.index.value * stride)
+    return _at_index(g, place, g.scalar(node.index), stride, count)
+
+
+def _at_index(g: Gen, place: Place, index: Value, stride: int, count: int) -> Place:
+    """An element whose index is known at run time only; one that is out of bounds is the first of the zeros."""
+    fn = g.fn
+    index = fn.integer(index, I64)
+    offset = index if stride == 1 else fn.binary("mul", index, const(stride))
+    if place.space not in DIRECT:
+        moved = fn.binary("add", address_value(g, place), offset)
+        if count:
+            inside = fn.compare("ult", index, const(count))
+            moved = fn.select(inside, moved, const(0))
+        return Place(place.space, moved)
+    if place.space == "btf":  # the verifier wants constant offsets into objects
+        moved = fn.binary("add", address_value(g, place), offset)
+        inside = fn.compare("ult", index, const(count)) if count else None
+        return Place("kernel", fn.select(inside, moved, const(0)) if inside is not None else moved)
+    start = fn.add(place.base, place.offset)
+    if not count:
+        return Place(place.space, fn.index(start, offset), 0, place.maybe_null)
+    if place.space == "ctx":
+        moved = fn.binary("add", fn.op(I64, f"ptrtoint {start} to i64"), offset)
+        return Place("kernel", fn.select(fn.compare("ult", index, const(count)), moved, const(0)))
+    # Memory of ours: the verifier has to see the bound.
+    inside = fn.compare("ult", index, const(count))
+    slot = fn.slot(PTR)
+    fn.store(zeros(g, stride), slot, 8)
+    with g.when(inside, "inside"):
+        fn.store(fn.index(start, offset), slot, 8)
+    return Place("bpf", fn.load(PTR, slot, 8))
+
+
+def zeros(g: Gen, size: int) -> Value:
+    """At least `size` zero bytes."""
+    at = g.unit.constant(bytes((size + 63) & -64))
+    index = g.unit.constants_index()
+    g.declared.use(index, "read")
+    return g.fn.add(g.unit.value(index), at)
+
+
+def address_value(g: Gen, place: Place) -> Value:
+    """The address as an i64."""
+    base = place.base
+    if base.type == PTR:
+        base = g.fn.op(I64, f"ptrtoint {base} to i64")
+    return g.fn.binary("add", base, const(place.offset)) if place.offset else base
+
+
+def address_operand(g: Gen, place: Place) -> Value:
+    """The address as a helper's argument."""
+    return g.fn.add(place.base, place.offset) if place.base.type == PTR else address_value(g, place)
+
+
+# --- reads ------------------------------------------------------------------------------------------------------
+
+
+def read_scalar(g: Gen, place: Place, type: Type) -> Value:
+    """A scalar from a place."""
+    size = size_of(type)
+    if place.space in DIRECT:
+        if place.maybe_null:
+            return _guarded(g, place, type)
+        return _load(g, place, type)
+    target = g.buffer(size)
+    g.helper(read_helper(place.space), target, const(size), address_value(g, place))
+    return g.load_scalar(type, target)
+
+
+def _load(g: Gen, place: Place, type: Type) -> Value:
+    return g.load_scalar(type, g.fn.add(place.base, place.offset))
+
+
+def _guarded(g: Gen, place: Place, type: Type) -> Value:
+    """A load that gives zero for a null pointer."""
+    slot = g.fn.slot(register_type(type))
+    with g.unless(g.fn.is_null(place.base), "present"):
+        value = _load(g, place, type)
+        g.fn.store(value, slot, 8 if value.type == PTR else max(1, int(value.type[1:]) // 8))
+    return g.fn.load(register_type(type), slot, max(1, size_of(type)))
+
+
+def read_memory(g: Gen, place: Place, type: Type, target: Value, clean: bool = True) -> None:
+    """Bytes from a place to memory of ours."""
+    size = size_of(type)
+    if place.space == "bpf" or (place.space == "ctx" and size <= _INLINE_CONTEXT):
+        source = g.fn.add(place.base, place.offset)
+        if place.maybe_null:
+            is_null = g.fn.is_null(place.base)
+            source = g.fn.select(is_null, zeros(g, size), source)
+        g.copy(target, source, size, _alignment(place, size))
+        return
+    if isinstance(type, types.Str):
+        if clean:
+            g.clear(target, size)
+        g.helper(read_str_helper(place.space), target, const(size), address_operand(g, place))
+        return
+    g.helper(read_helper(place.space), target, const(size), address_operand(g, place))
+
+
+def _alignment(place: Place, size: int) -> int:
+    for align in (8, 4, 2):
+        if place.offset % align == 0:
+            return align
+    return 1
+
+
+def read_bits(g: Gen, place: Place, field: Field, type: Type) -> Value:
+    """A bit-field."""
+    fn = g.fn
+    value = fn.integer(read_scalar(g, place, types.Int(size_of(field.type) * 8, False)), I64)
+    if field.bits < 64:
+        if is_signed(type):
+            value = fn.binary("shl", value, const(64 - field.bits - field.bit_offset))
+            value = fn.binary("ashr", value, const(64 - field.bits))
+        else:
+            value = fn.binary("lshr", value, const(field.bit_offset))
+            value = fn.binary("and", value, const((1 << field.bits) - 1))
+    return g.truth(value) if isinstance(type, types.Bool) else fn.integer(value, register_type(type))
+
+
+# --- nodes ------------------------------------------------------------------------------------------------------
+
+
+def _scalar(g: Gen, node: typed.FieldOf | typed.IndexOf | typed.Deref | typed.ElementOf) -> Value:
+    place = place_of(g, node)
+    if isinstance(node, typed.FieldOf) and node.field.bits:
+        return read_bits(g, place, node.field, node.type)
+    value = read_scalar(g, place, node.type)
+    return value
+
+
+def _memory(
+    g: Gen, node: typed.FieldOf | typed.IndexOf | typed.Deref | typed.ElementOf, target: Value, clean: bool
+) -> None:
+    read_memory(g, place_of(g, node), node.type, target, clean)
+
+
+def _address(g: Gen, node: typed.FieldOf | typed.IndexOf | typed.Deref | typed.ElementOf) -> Value | None:
+    """Parts of what is in memory of ours already need no copy."""
+    base: typed.Expr = node
+    while isinstance(base, typed.FieldOf | typed.IndexOf | typed.ElementOf):
+        base = base.base
+        if isinstance(base.type, types.Ptr) and base.type.space != "bpf":
+            return None
+    if isinstance(base, typed.Deref | typed.ArgField):
+        return None
+    place = place_of(g, node)
+    if place.space != "bpf":
+        return None
+    found = g.fn.add(place.base, place.offset)
+    return g.fn.select(g.fn.is_null(place.base), zeros(g, size_of(node.type)), found) if place.maybe_null else found
+
+
+def _address_of(g: Gen, node: typed.AddressOf) -> Value:
+    match node.target:
+        case typed.VarRef(var=var):
+            return g.locate(g.vars[var])
+        case typed.MapRead() as read:
+            from bpfseal.compiler.mapping import element
+
+            return element(g, read.map, read.key)
+        case _:
+            place = place_of(g, node.target)
+            if place.space == "bpf" or register_type(node.type) == PTR:
+                return g.fn.add(g.fn.pointer(place.base), place.offset)
+            return address_value(g, place)
+
+
+for _node in (typed.FieldOf, typed.IndexOf, typed.Deref, typed.ElementOf):
+    SCALARS[_node] = _scalar
+    MEMORIES[_node] = _memory
+    ADDRESSES[_node] = _address
+SCALARS[typed.AddressOf] = _address_of
+
+__all__ = ["DIRECT", "NULL", "Place", "is_scalar", "memory_type", "place_of", "read_memory", "read_scalar"]

@@ -1,0 +1,142 @@
+"""The module's text: one function per program, dispatch on system call numbers, declarations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bpfseal.compiler import (  # the handlers register themselves
+    aggregates,
+    args,
+    calls,
+    events,
+    loops,
+    memory,
+    names,
+    plan,
+    statements,
+    values,
+)
+from bpfseal.compiler.analysis import unset_variables, variables
+from bpfseal.compiler.args import syscall_number
+from bpfseal.compiler.gen import STRIDE, Gen
+from bpfseal.compiler.ir import I64, PTR, Function, Value, const
+from bpfseal.compiler.link import DECLARATIONS
+from bpfseal.compiler.llvm import DATA_LAYOUT, TRIPLE
+from bpfseal.compiler.plan import Program
+from bpfseal.compiler.unit import Unit
+from bpfseal.dsl import typed
+from bpfseal.dsl.types import is_scalar, size_of
+
+_HANDLERS = (aggregates, args, calls, events, loops, memory, names, statements, values)
+
+_INTRINSICS = """\
+declare i64 @llvm.bpf.pseudo(i64, i64)
+declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
+"""
+
+
+def write(unit: Unit) -> list[Program]:
+    """Write all programs of the script into the unit."""
+    done: list[Program] = []
+    for probe in unit.script.probes:
+        for program in plan.programs(unit, probe):
+            named = replace(program, name=f"p{len(done)}")
+            _write_program(unit, named, probe)
+            done.append(named)
+    return done
+
+
+def text(unit: Unit) -> str:
+    """The whole module for LLVM."""
+    declared = "".join(unit.declared[name].line(name) + "\n" for name in unit.declared)
+    data = "".join(f"\\{b:02X}" for b in declared.encode())
+    return "".join(
+        (
+            f'target triple = "{TRIPLE}"\ntarget datalayout = "{DATA_LAYOUT}"\n',
+            *(f"@{name} = external global [0 x i8], align 8\n" for name in sorted(unit.externals)),
+            _INTRINSICS,
+            *(f"declare {signature}\n" for signature in sorted(unit.kfuncs)),
+            *(function.replace(STRIDE, str(unit.scratch_stride)) for function in unit.functions),
+            f'@declared = constant [{len(declared.encode())} x i8] c"{data}", section "{DECLARATIONS}"\n',
+        )
+    )
+
+
+def _write_program(unit: Unit, program: Program, probe: typed.Probe) -> None:
+    numbers = unit.probe_numbers([p.name for p in program.points])
+    fn = Function(program.name, I64, (Value(PTR, "%ctx"),), tail=f'section ".f.{program.name}" ')
+    g = Gen(unit, fn, program, probe)
+    g.probe_number = const(numbers[0], "i32")
+    if program.numbers:
+        _dispatch(g, program)
+    declare_variables(g, probe.body)
+    g.statements(probe.body)
+    g.fn.ret(const(program.result))
+    unit.add_function(fn, g.declared)
+
+
+def declare_variables(g: Gen, body: tuple[typed.Stmt, ...]) -> None:
+    """Places for the variables of a body, zeroed where they can be read before they are written."""
+    unset = unset_variables(body)
+    for var in variables(body):
+        if var in g.vars:
+            continue
+        if is_scalar(var.type):
+            from bpfseal.compiler.gen import Buffer, register_type
+
+            g.vars[var] = Buffer(g.fn.slot(register_type(var.type)))
+            continue
+        g.vars[var] = g.reserve(size_of(var.type))
+        if var in unset:
+            g.clear(g.locate(g.vars[var]), size_of(var.type))
+
+
+def _dispatch(g: Gen, program: Program) -> None:
+    """Leave unless the system call is one of the points', and no 32-bit one, whose numbers mean others."""
+    fn = g.fn
+    number = syscall_number(g, program.entering)
+    wanted = fn.fresh("wanted")
+    other = fn.fresh("other")
+    if len(program.numbers) == 1:
+        fn.branch(fn.compare("eq", number, const(program.numbers[0])), wanted, other)
+    else:
+        _look_up_number(g, program, number, wanted, other)
+    fn.start(other)
+    fn.ret(const(program.result))
+    fn.start(wanted)
+    _leave_compat(g, other)
+
+
+def _look_up_number(g: Gen, program: Program, number: Value, wanted: str, other: str) -> None:
+    """A bit per system call number in the map of constants."""
+    fn = g.fn
+    last = max(program.numbers)
+    bits = bytearray(last // 8 + 1)
+    for n in program.numbers:
+        bits[n // 8] |= 1 << n % 8
+    index = g.unit.constants_index()
+    table = fn.add(g.unit.value(index), g.unit.constant(bytes(bits), 1))
+    g.declared.use(index, "read")
+    inside = fn.fresh("known")
+    fn.branch(fn.compare("ugt", number, const(last)), other, inside)
+    fn.start(inside)
+    byte = fn.load("i8", fn.index(table, fn.binary("lshr", number, const(3))), 1)
+    bit = fn.binary("and", fn.integer(number, "i32"), const(7, "i32"))
+    shifted = fn.binary("lshr", fn.integer(byte, "i32"), bit)
+    fn.branch(g.truth(fn.binary("and", shifted, const(1, "i32"))), wanted, other)
+
+
+def _leave_compat(g: Gen, other: str) -> None:
+    """As trace_syscall_enter does (kernel/trace/trace_syscalls.c, ARCH_TRACE_IGNORE_COMPAT_SYSCALLS)."""
+    from bpfseal.compiler.compat import compat_flag
+
+    found = compat_flag(g.unit)
+    if found is None:
+        return
+    offset, mask = found
+    task = g.helper("get_current_task_btf")
+    flags = g.fn.load("i32", g.fn.add(task, offset), 4)
+    inside = g.fn.fresh("native")
+    g.fn.branch(g.truth(g.fn.binary("and", flags, const(mask, "i32"))), other, inside)
+    g.fn.start(inside)
