@@ -8,24 +8,22 @@ within bounds.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 _LINE: Final = re.compile(r"\s*field:(?P<text>[^;]+);\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);(?P<rest>.*)")
 _NAME: Final = re.compile(r"(?P<type>.*?)(?P<name>[A-Za-z_]\w*)\s*(?P<array>\[[^\[\]]*\])?\s*\Z", re.DOTALL)
 _LIMIT: Final = 1 << 16  # a trace event is at most a page; more is not a record
 
 
-@dataclass(frozen=True)
-class EventField:
-    """`type` in C, without array bounds; `count` -1: not an array, 0: open-ended. `common`: in every event."""
+class EventField(NamedTuple):
+    """`type` in C, without array bounds; `elements` -1: not an array, 0: open-ended. `common`: in every event."""
 
     name: str
     type: str
     offset: int
     size: int
     signed: bool
-    count: int = -1
+    elements: int = -1
     data_loc: bool = False
     relative: bool = False
     common: bool = False

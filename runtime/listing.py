@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from bpfseal.dsl.env import Target
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.probes import MODULES, is_wild, matcher, provider
 from bpfseal.runtime.probes.world import World
@@ -36,7 +35,7 @@ _RECORDS: Final = ("struct", "union", "enum")
 def list_probes(pattern: str = "*", *, verbose: bool = False, pid: int = 0) -> Iterator[str]:
     """Lines of a listing, sorted within each probe type. Raises BpfsealError for unknown types and unreadable
     sources that were asked for by name."""
-    world = World(Target(pid=pid))
+    world = _world(pid)
     head = pattern.split(None, 1)[0] if pattern.strip() else "*"
     if head in _RECORDS:
         yield from _records(world, pattern.strip(), verbose)
@@ -54,8 +53,18 @@ def list_probes(pattern: str = "*", *, verbose: bool = False, pid: int = 0) -> I
                 raise
 
 
+def _world(pid: int) -> World:
+    if not pid:
+        return World()
+    from bpfseal.dsl.env import Target
+
+    return World(Target(pid=pid))
+
+
 def _kinds(kind: str, rest: str, pid: int) -> list[str]:
     """Probe types that the first part of a pattern stands for."""
+    if kind in MODULES:
+        return [kind]
     if not is_wild(kind):
         from bpfseal.dsl.points import canonical
 

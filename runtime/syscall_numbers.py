@@ -7,7 +7,7 @@ number in a list is where it goes on after a gap.
 
 from __future__ import annotations
 
-import platform
+import os
 from functools import lru_cache
 from typing import Final
 
@@ -91,7 +91,7 @@ listxattrat removexattrat open_tree_attr file_getattr file_setattr listns
 def numbers() -> dict[str, int]:
     """Number by name for this machine; empty for architectures that are not known here."""
     text = {"x86_64": _X86_64, "aarch64": _GENERIC, "riscv64": _GENERIC, "loongarch64": _GENERIC}.get(
-        platform.machine(), ""
+        os.uname().machine, ""
     )
     found: dict[str, int] = {}
     following = 0

@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Final
 
 from bpfseal.errors import BpfsealError
-from bpfseal.signer.syscall import syscall
 
 _PLACES: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 _MAGIC_FILE: Final = "available_events"
@@ -125,6 +124,8 @@ def tracefs() -> Tracefs:
 
 
 def _mount_detached() -> int:
+    from bpfseal.signer.syscall import syscall
+
     context = syscall("fsopen", b"tracefs\0", _FSOPEN_CLOEXEC)
     try:
         syscall("fsconfig", context, _FSCONFIG_CMD_CREATE, None, None, 0)

@@ -39,17 +39,15 @@ does. For fentry, fexit and lsm Args.extra["arguments"] is the number of words b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
 from bpfseal.errors import BpfsealError
-from bpfseal.runtime.probes.world import World
 
-NOTHING: Final = Args(None)
-REGISTERS: Final = Args(None, "registers")
+if TYPE_CHECKING:  # a listing needs no types of the language, and importing them takes longer than to list
+    from bpfseal.dsl.env import Args, AttachSpec, Point
+    from bpfseal.runtime.probes.world import World
 
 
 class ProbeError(BpfsealError):
@@ -60,8 +58,7 @@ def _no_arguments(world: World, kind: str, name: str) -> Iterable[str]:
     return ()
 
 
-@dataclass(frozen=True)
-class Provider:
+class Provider(NamedTuple):
     """What one kind can do.
 
     expand    the points a spec names, empty for none
@@ -105,6 +102,20 @@ def provider(kind: str) -> Provider:
     found = import_module(f"bpfseal.runtime.probes.{module}").PROVIDER
     assert isinstance(found, Provider)
     return found
+
+
+def registers() -> Args:
+    """Arguments of a probe whose context is struct pt_regs."""
+    from bpfseal.dsl.env import Args
+
+    return Args(None, "registers")
+
+
+def nothing() -> Args:
+    """Arguments of a probe that has none."""
+    from bpfseal.dsl.env import Args
+
+    return Args(None)
 
 
 def is_wild(pattern: str) -> bool:

@@ -6,11 +6,13 @@ Numbers: enum perf_sw_ids and perf_hw_id (include/uapi/linux/perf_event.h). Defa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.runtime.probes import REGISTERS, Provider
+from bpfseal.runtime.probes import Provider, registers
 from bpfseal.runtime.probes.world import World
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
 
 
 class _Event(NamedTuple):
@@ -49,6 +51,8 @@ _TYPES: Final = {"software": (1, _SOFTWARE), "hardware": (0, _HARDWARE)}
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
+    from bpfseal.dsl.env import Point
+
     type, events = _TYPES[spec.kind]
     wanted, written = spec.parts[0], int(spec.parts[1]) if len(spec.parts) > 1 else 0
     for event in events:
@@ -60,7 +64,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
 
 
 def _args(world: World, point: Point) -> Args:
-    return REGISTERS
+    return registers()
 
 
 def names(kind: str) -> list[str]:

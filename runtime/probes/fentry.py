@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.dsl.types import Field, Record, RecordInfo, Type, size_of
-from bpfseal.runtime.probes import NOTHING, ProbeError, Provider, is_wild, matcher
+from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher, nothing
 from bpfseal.runtime.probes.functions import safe
 from bpfseal.runtime.probes.rawtracepoint import trusted
 from bpfseal.runtime.probes.world import World
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
+    from bpfseal.dsl.types import Field, Type
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
@@ -40,6 +43,8 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
 
 
 def _point(kind: str, module: str, function: str) -> Point:
+    from bpfseal.dsl.env import Point
+
     return Point(kind, f"{kind}:{module}:{function}", module, function)
 
 
@@ -66,6 +71,7 @@ def _all(world: World) -> Iterator[tuple[str, str]]:
 
 
 def _programs(spec: AttachSpec) -> Sequence[Point]:
+    from bpfseal.dsl.env import Point
     from bpfseal.runtime.probes.programs import functions
 
     wanted = spec.parts[1] if len(spec.parts) == 3 else "*"
@@ -81,8 +87,11 @@ def _programs(spec: AttachSpec) -> Sequence[Point]:
 
 
 def _args(world: World, point: Point) -> Args:
+    from bpfseal.dsl.env import Args
+    from bpfseal.dsl.types import RecordInfo
+
     if world.types is None or point.module == "bpf":
-        return NOTHING if point.module != "bpf" else Args(None, "argument")
+        return nothing() if point.module != "bpf" else Args(None, "argument")
     proto = world.types.prototype(point.function, point.module)
     if proto is None:
         return Args(None, "argument")
@@ -95,6 +104,8 @@ def _args(world: World, point: Point) -> Args:
 def typed_arguments(params: Iterable[tuple[str, Type]]) -> tuple[tuple[Field, ...], int]:
     """Fields by their word in the u64[] context, and the number of words: records of up to 16 bytes that are passed
     by value take as many as they need."""
+    from bpfseal.dsl.types import Field, Record, size_of
+
     fields, at = [], 0
     for name, type in params:
         fields.append(Field(name, trusted(type), 8 * at, argument=at))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
 from bpfseal.runtime.probes import ProbeError, Provider
 from bpfseal.runtime.probes.world import World
 from bpfseal.signer import btf as raw
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
 
 _PREFIX = "bpf_iter_"
 _CONTEXT = "bpf_iter__"  # struct with what one step of the iterator gives
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
+    from bpfseal.dsl.env import Point
+
     if world.types is None:
         raise ProbeError("iter needs the kernel's BTF")
     name = spec.parts[0]
@@ -24,6 +29,8 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
 
 
 def _args(world: World, point: Point) -> Args:
+    from bpfseal.dsl.env import Args
+
     record = world.types.record(f"struct {_CONTEXT}{point.function}") if world.types is not None else None
     return Args(record, "ctx")
 

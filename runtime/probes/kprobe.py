@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.dsl.types import Field, Int, Ptr, Record, RecordInfo, Type, size_of
-from bpfseal.runtime.probes import REGISTERS, ProbeError, Provider, is_wild, matcher
+from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher, registers
 from bpfseal.runtime.probes.functions import safe
 from bpfseal.runtime.probes.world import World
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
+    from bpfseal.dsl.types import Field, Type
 
 _REGISTERS = 6  # integer arguments that x86-64 passes in registers; arm64 has 8
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
+    from bpfseal.dsl.env import Point
+
     module, function = spec.parts if len(spec.parts) == 2 else ("", spec.parts[0])
     if (address := _address(function)) is not None:
         where = f"{module}:" if module else ""
@@ -49,6 +54,8 @@ def _plain(module: str) -> str:
 
 def _point(kind: str, module: str, function: str, offset: int) -> Point:
     """`module` as written or found, "" when it was not asked for."""
+    from bpfseal.dsl.env import Point
+
     where = f"{module}:" if module else ""
     name = f"{kind}:{where}{function}" + (f"+{offset}" if offset else "")
     # kprobe_multi takes names without a module: only where none was asked for
@@ -68,11 +75,14 @@ def _exists(world: World, function: str, module: str) -> bool:
 
 def _args(world: World, point: Point) -> Args:
     """By BTF, for those that arrive in registers."""
+    from bpfseal.dsl.env import Args
+    from bpfseal.dsl.types import Field, Record, RecordInfo, size_of
+
     if point.kind == "kretprobe" or not point.function or point.number or world.types is None:
-        return REGISTERS
+        return registers()
     proto = world.types.prototype(point.function, point.module)
     if proto is None:
-        return REGISTERS
+        return registers()
     fields: list[Field] = []
     at = 0
     for param in proto.params:
@@ -84,6 +94,8 @@ def _args(world: World, point: Point) -> Args:
 
 
 def _kernel(type: Type) -> Type:
+    from bpfseal.dsl.types import Int, Ptr, size_of
+
     if isinstance(type, Ptr) and type.space == "none":
         return Ptr(type.to, "kernel")
     return type if size_of(type) else Int(64, False)

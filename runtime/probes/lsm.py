@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.dsl.types import RecordInfo
 from bpfseal.runtime.probes import ProbeError, Provider, select
 from bpfseal.runtime.probes.fentry import typed_arguments
 from bpfseal.runtime.probes.world import World
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
 
 _PREFIX = "bpf_lsm_"
 _ACTIVE = "/sys/kernel/security/lsm"
@@ -24,6 +26,8 @@ def _hooks(world: World) -> list[str]:
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
+    from bpfseal.dsl.env import Point
+
     if world.types is None:
         raise ProbeError("lsm needs the kernel's BTF")
     found = [Point("lsm", f"lsm:{hook}", "vmlinux", hook) for hook in select(spec.parts[0], _hooks(world))]
@@ -45,6 +49,9 @@ def active() -> bool:
 
 
 def _args(world: World, point: Point) -> Args:
+    from bpfseal.dsl.env import Args
+    from bpfseal.dsl.types import RecordInfo
+
     proto = world.types.prototype(_PREFIX + point.function) if world.types is not None else None
     if proto is None:
         return Args(None, "argument")

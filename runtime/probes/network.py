@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.runtime.probes import NOTHING, Provider, select
+from bpfseal.runtime.probes import Provider, nothing, select
 from bpfseal.runtime.probes.world import World
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
 
 
 def _interfaces() -> list[str]:
@@ -16,6 +19,8 @@ def _interfaces() -> list[str]:
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
+    from bpfseal.dsl.env import Point
+
     found = []
     for interface in select(spec.parts[0], _interfaces()):
         if spec.kind == "xdp":
@@ -27,7 +32,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
 
 
 def _args(world: World, point: Point) -> Args:
-    return NOTHING
+    return nothing()
 
 
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.dsl.types import Field, Ptr, Record, RecordInfo, Type
 from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher
 from bpfseal.runtime.probes.world import World
 from bpfseal.signer import btf as raw
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
+    from bpfseal.dsl.types import Type
 
 _PREFIX: Final = "btf_trace_"
 
@@ -28,6 +29,8 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
 
 
 def _point(module: str, event: str) -> Point:
+    from bpfseal.dsl.env import Point
+
     name = f"rawtracepoint:{module}:{event}"
     return Point("rawtracepoint", name, module=module, function=event, params=(("btf", _PREFIX + event),))
 
@@ -54,6 +57,9 @@ def _all(world: World) -> list[tuple[str, str]]:
 
 
 def _args(world: World, point: Point) -> Args:
+    from bpfseal.dsl.env import Args
+    from bpfseal.dsl.types import Field, RecordInfo
+
     proto = world.types.tracepoint(point.function, point.module) if world.types is not None else None
     if proto is None:
         return Args(None, "argument")
@@ -66,9 +72,11 @@ def _args(world: World, point: Point) -> Args:
 def trusted(type: Type) -> Type:
     """Arguments of typed programs: pointers to records that the verifier knows load directly, others are numbers to
     it (btf_ctx_access, kernel/bpf/btf.c)."""
+    from bpfseal.dsl.types import Ptr, Record
+
     if isinstance(type, Ptr) and type.space == "none":
         known = isinstance(type.to, Record) and type.to.size > 0
-        return replace(type, space="btf" if known else "kernel")
+        return Ptr(type.to, "btf" if known else "kernel")
     return type
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.runtime.probes import NOTHING, Provider
+from bpfseal.runtime.probes import Provider, nothing
 from bpfseal.runtime.probes.world import World
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
 
 SIGNALS = ("SIGUSR1",)
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
+    from bpfseal.dsl.env import Point
+
     if spec.kind == "self":
         name = spec.parts[1]
         number = getattr(signal, name, None) if name in SIGNALS else None
@@ -23,7 +28,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
 
 
 def _args(world: World, point: Point) -> Args:
-    return NOTHING
+    return nothing()
 
 
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:

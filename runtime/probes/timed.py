@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.runtime.probes import REGISTERS, ProbeError, Provider
+from bpfseal.runtime.probes import ProbeError, Provider, registers
 from bpfseal.runtime.probes.world import World
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
 
 _NANOSECONDS: Final = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _LONGEST: Final = (1 << 63) - 1
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
+    from bpfseal.dsl.env import Point
+
     if len(spec.parts) != 2:
         return []
     unit, number = spec.parts[0], int(spec.parts[1])
@@ -28,7 +32,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
 
 
 def _args(world: World, point: Point) -> Args:
-    return REGISTERS
+    return registers()
 
 
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:

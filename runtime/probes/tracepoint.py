@@ -6,20 +6,20 @@ them by one program. Their arguments are then registers, and what the format fil
 
 from __future__ import annotations
 
-import platform
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.dsl.types import Array, Bool, Enum, Field, Int, Ptr, Record, RecordInfo, Str, Type, Void, size_of
-from bpfseal.runtime.event_format import EventField, parse
 from bpfseal.runtime.probes import Provider, is_wild, matcher
 from bpfseal.runtime.probes.world import World
 
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
+    from bpfseal.dsl.types import Type
+    from bpfseal.runtime.event_format import EventField
+
 SYSCALL_NUMBER: Final = 6  # the "argument" that stands for the system call's number
 _ENTER, _EXIT = "sys_enter_", "sys_exit_"
-_U8 = Int(8, False)
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
@@ -32,6 +32,8 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
 
 
 def _point(category: str, event: str) -> Point:
+    from bpfseal.dsl.env import Point
+
     params: tuple[tuple[str, str | int], ...] = ()
     if category == "syscalls":
         number = _number(event)
@@ -49,6 +51,10 @@ def _number(event: str) -> int | None:
 
 
 def _args(world: World, point: Point) -> Args:
+    from bpfseal.dsl.env import Args
+    from bpfseal.dsl.types import Field, RecordInfo
+    from bpfseal.runtime.event_format import parse
+
     text = world.tracefs.event_format(point.category, point.function)
     fields = parse(text) if text is not None else ()
     if any(key == "nr" for key, _ in point.params):
@@ -69,6 +75,9 @@ def _args(world: World, point: Point) -> Args:
 
 def _syscall_args(world: World, point: Point, fields: Sequence[EventField]) -> Args:
     """Fields by their number among the arguments. The format's common fields do not exist here."""
+    from bpfseal.dsl.env import Args
+    from bpfseal.dsl.types import Field, Int, RecordInfo
+
     own = [field for field in fields if not field.common]
     found = [Field("__syscall_nr", Int(32), argument=SYSCALL_NUMBER)]
     arguments = [field for field in own if field.name not in ("__syscall_nr", "nr") or field.offset > 8]
@@ -84,7 +93,7 @@ def _compat(world: World) -> dict[str, str | int]:
     x86: thread_info.status & TS_COMPAT (arch/x86/include/asm/thread_info.h); arm64: thread_info.flags & TIF_32BIT
     (arch/arm64/include/asm/thread_info.h).
     """
-    where = {"x86_64": ("status", 1 << 1), "aarch64": ("flags", 1 << 22)}.get(platform.machine())
+    where = {"x86_64": ("status", 1 << 1), "aarch64": ("flags", 1 << 22)}.get(os.uname().machine)
     info = world.types.record("struct thread_info") if world.types is not None and where is not None else None
     field = info.field(where[0]) if info is not None and where is not None else None
     if field is None or where is None:
@@ -97,38 +106,44 @@ def field_type(world: World, field: EventField, space: str) -> Type:
 
     Pointers are to the address space `space`. Names that BTF does not know count as integers of the size.
     """
+    from bpfseal.dsl.types import Bool, Enum, Int, Ptr, Record, Void, size_of
+
     if field.data_loc:
         return Int(64, True, space="kernel")  # the address of the data
     base = world.types.type_named(field.type) if world.types is not None else None
     if base is None and field.type.rstrip().endswith("*"):
         base = Ptr(None)
     if isinstance(base, Ptr):
-        base = replace(base, space=space)
-    if field.count >= 0:
+        base = Ptr(base.to, space)
+    if field.elements >= 0:
         return _array_type(field, base)
     if base is None or isinstance(base, Void):
         return _sized(field.size, field.signed)
     if isinstance(base, Int):
         return _sized(field.size, field.signed)
     if isinstance(base, Enum) and field.size in (1, 2, 4, 8):
-        return replace(base, bits=field.size * 8, signed=field.signed)
+        return Enum(base.name, field.size * 8, field.signed)
     if isinstance(base, Bool | Ptr | Record) and size_of(base) == field.size:
         return base
     return _sized(field.size, field.signed)
 
 
 def _array_type(field: EventField, base: Type | None) -> Type:
+    from bpfseal.dsl.types import Array, Int, Str, Void, size_of
+
     if field.type == "char":
-        return Str(field.count or field.size)
+        return Str(field.elements or field.size)
     if base is None or isinstance(base, Void) or not size_of(base):
         # The bounds tell the size of an element of a type that we do not know.
-        width = field.size // field.count if field.count else 0
-        base = _sized(width, field.signed) if width and width * field.count == field.size else _U8
-    return Array(base, field.count or field.size // size_of(base))
+        width = field.size // field.elements if field.elements else 0
+        base = _sized(width, field.signed) if width and width * field.elements == field.size else Int(8, False)
+    return Array(base, field.elements or field.size // size_of(base))
 
 
 def _sized(size: int, signed: bool) -> Type:
-    return Int(size * 8, signed) if size in (1, 2, 4, 8) else Array(_U8, size)
+    from bpfseal.dsl.types import Array, Int
+
+    return Int(size * 8, signed) if size in (1, 2, 4, 8) else Array(Int(8, False), size)
 
 
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
@@ -136,6 +151,8 @@ def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
 
 
 def _describe(world: World, kind: str, name: str) -> Iterable[str]:
+    from bpfseal.runtime.event_format import parse
+
     category, _, event = name.partition(":")
     text = world.tracefs.event_format(category, event) or ""
     return [field.text for field in parse(text) if not field.common]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.elf import Elf, ElfError, Symbol
-from bpfseal.runtime.probes import REGISTERS, ProbeError, Provider, is_wild, matcher
+from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher, registers
 from bpfseal.runtime.probes.binaries import mapped_files, open_elf, resolve
 from bpfseal.runtime.probes.world import World
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
@@ -70,6 +73,8 @@ def _demangled(elf: Elf, pattern: str) -> Iterable[Symbol]:
 
 
 def _at_symbol(world: World, kind: str, path: str, language: str, symbol: Symbol, offset: int) -> Point:
+    from bpfseal.dsl.env import Point
+
     if offset and offset >= symbol.size:
         raise ProbeError(f"offset {offset} is outside of {symbol.name}, which is {symbol.size} bytes long")
     if offset:
@@ -86,6 +91,8 @@ def _at_symbol(world: World, kind: str, path: str, language: str, symbol: Symbol
 
 def _at_address(world: World, kind: str, path: str, address: int) -> Point:
     """A virtual address as `nm` and debuggers show it; in a file that is no ELF file, with --unsafe, an offset."""
+    from bpfseal.dsl.env import Point
+
     offset: int | None = address
     try:
         elf = open_elf(path)
@@ -124,6 +131,7 @@ def _check_boundary(world: World, path: str, symbol: Symbol, offset: int) -> Non
 
 
 def _at_source_line(spec: AttachSpec, path: str, rest: Sequence[str]) -> Sequence[Point]:
+    from bpfseal.dsl.env import Point
     from bpfseal.runtime.dwarf import Dwarf
 
     file, line, column = rest[0], int(rest[1]), int(rest[2]) if len(rest) > 2 else 0
@@ -137,16 +145,16 @@ def _at_source_line(spec: AttachSpec, path: str, rest: Sequence[str]) -> Sequenc
 
 def _args(world: World, point: Point) -> Args:
     if not point.function or any(key == "offset" for key, _ in point.params):
-        return REGISTERS
+        return registers()
     try:
         elf = open_elf(point.module)
         from bpfseal.runtime.dwarf import has_debug_info
 
         if not has_debug_info(elf):
-            return REGISTERS
+            return registers()
         return world.debug_info(elf).arguments(point)
     except BpfsealError:
-        return REGISTERS
+        return registers()
 
 
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
 from bpfseal.runtime.elf import Elf, ElfError, Note
 from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher
 from bpfseal.runtime.probes.binaries import mapped_files, open_elf, resolve
 from bpfseal.runtime.probes.world import World
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
 
 # fmt: off
 _X86_LONG: Final = ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")
@@ -89,6 +91,8 @@ def _notes(path: str) -> list[tuple[int, Note]]:
 
 
 def _point(path: str, location: int, note: Note) -> list[Point]:
+    from bpfseal.dsl.env import Point
+
     elf = open_elf(path)
     offset = elf.to_offset(note.address)
     if offset is None:
@@ -105,6 +109,8 @@ def _semaphore(elf: Elf, address: int) -> int:
 
 
 def _args(world: World, point: Point) -> Args:
+    from bpfseal.dsl.env import Args
+
     location = dict(point.params)["location"]
     for number, note in _notes(point.module):
         if (note.provider, note.name, number) == (point.category, point.function, location):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from bpfseal.dsl.env import Args, AttachSpec, Point
-from bpfseal.runtime.probes import REGISTERS, ProbeError, Provider
+from bpfseal.runtime.probes import ProbeError, Provider, registers
 from bpfseal.runtime.probes.world import World
+
+if TYPE_CHECKING:
+    from bpfseal.dsl.env import Args, AttachSpec, Point
 
 _MODES: Final = {"x86_64": ("rw", "w", "x"), "aarch64": ("r", "rw", "w", "x")}
 _BITS: Final = {"r": 1, "w": 2, "x": 4}  # HW_BREAKPOINT_R, _W, _X
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
+    from bpfseal.dsl.env import Point
+
     address, length, mode = int(spec.parts[0]), int(spec.parts[1]), "".join(sorted(spec.parts[2]))
-    allowed = _MODES.get(platform.machine(), ("rw", "w", "x"))
+    allowed = _MODES.get(os.uname().machine, ("rw", "w", "x"))
     if mode not in allowed:
         raise ProbeError(f"this CPU has no watchpoints of mode '{mode}'", hint="modes: " + ", ".join(allowed))
     if mode != "x" and address % length:
@@ -26,7 +30,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
 
 
 def _args(world: World, point: Point) -> Args:
-    return REGISTERS
+    return registers()
 
 
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:

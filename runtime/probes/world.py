@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from bpfseal.dsl.env import Target
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.tracefs import Tracefs, tracefs
 
 if TYPE_CHECKING:
     from bpfseal.compiler.kernel import KernelTypes
+    from bpfseal.dsl.env import Target
     from bpfseal.runtime.dwarf import Dwarf
     from bpfseal.runtime.elf import Elf
     from bpfseal.runtime.probes.functions import KernelFunctions
@@ -21,9 +21,18 @@ class World:
     """Sources of names and types, shared by the providers of one compilation."""
 
     def __init__(self, target: Target | None = None) -> None:
-        self.target = target if target is not None else Target()
+        self._target = target
         self.binaries: dict[str, None] = {}  # that probes were expanded in, in order
         self._debug: dict[str, Dwarf] = {}
+
+    @property
+    def target(self) -> Target:
+        """The traced process, as given on the command line."""
+        if self._target is None:
+            from bpfseal.dsl.env import Target
+
+            self._target = Target()
+        return self._target
 
     @cached_property
     def types(self) -> KernelTypes | None:

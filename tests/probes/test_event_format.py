@@ -39,8 +39,8 @@ def test_a_whole_file() -> None:
     assert (fields["data"].data_loc, fields["data"].relative, fields["data"].type) == (True, True, "u8")
     assert (fields["pid"].signed, fields["pid"].offset, fields["pid"].size) == (True, 16, 4)
     assert fields["argv"].type == "const char *const *"
-    assert (fields["saddr"].count, fields["saddr"].type) == (28, "__u8")
-    assert fields["buf"].count == 0
+    assert (fields["saddr"].elements, fields["saddr"].type) == (28, "__u8")
+    assert fields["buf"].elements == 0
     assert fields["saddr"].text == "__u8 saddr[28]"
 
 
@@ -63,7 +63,7 @@ def test_lines_that_are_none(line: str) -> None:
 
 def test_bounds_that_are_no_number() -> None:
     (field,) = parse("\tfield:__u8 saddr[sizeof(struct sockaddr_in6)];\toffset:8;\tsize:28;\tsigned:0;")
-    assert (field.name, field.count, field.size) == ("saddr", 0, 28)
+    assert (field.name, field.elements, field.size) == ("saddr", 0, 28)
     assert field_type(WORLD, field, "kernel") == Array(Int(8, False), 28)
 
 
