@@ -11,6 +11,7 @@ position of its record.
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from array import array as packed
 from collections.abc import Callable, Iterator, Sequence
@@ -94,8 +95,8 @@ class Btf:
     @classmethod
     def module(cls, name: str) -> Btf:
         """Split BTF of the loaded module `name` on top of vmlinux; not kept when the module goes and comes back."""
-        if "/" in name or name in ("", ".", "..", "vmlinux"):
-            raise BtfError(f"bad module name {name!r}")
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,55}", name, re.ASCII) or name == "vmlinux":
+            raise BtfError(f"bad module name {name[:64]!r}")
         data = _read(_SYSFS / name)
         known = Btf._modules.get(name)
         if known is None or known.raw != data:

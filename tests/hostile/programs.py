@@ -99,6 +99,7 @@ CASES = [
     ),
     bad("btf-id-of-denied-function", "policy", "probe fentry:vmlinux:vfs_write is denied", **fentry("vfs_write")),
     bad("btf-module-traversal", "attach-btf", "bad module name", **fentry("vfs_read", attach_module="../vmlinux")),
+    bad("btf-module-with-nul", "attach-btf", "bad module name", **fentry("vfs_read", attach_module="a\0b")),
     bad(
         "btf-module-not-loaded",
         "attach-btf",
