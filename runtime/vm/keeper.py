@@ -39,6 +39,8 @@ PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 SYS_SETGROUPS, AUDIT_ARCH_X86_64 = 116, 0xC000003E
 SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO = 0x7FFF0000, 0x00050000
 
+STATUS_LIMIT = 3  # exit status: the machine was ended because its time was up
+
 # Where the copy is attached in virtiofsd's namespace. Every root has /run, and virtiofsd needs nothing there.
 EXPORT = "/run"
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL for virtiofsd
@@ -183,13 +185,15 @@ def _stop(qemu: int, virtiofsd: int) -> None:
             _reap(pid, time.monotonic() + _GRACE)
 
 
-def _watch(lifeline: int, deadline: float | None, qemu: int, virtiofsd: int, wake: int) -> None:
-    """Until the parent lets go, a child ends, or time is up."""
+def _watch(lifeline: int, deadline: float | None, qemu: int, virtiofsd: int, wake: int) -> int:
+    """Until the parent lets go, a child ends, or time is up. Returns the keeper's exit status."""
     while True:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         readable, _, _ = select.select([lifeline, wake], [], [], timeout)
-        if not readable or lifeline in readable:
-            return
+        if not readable:
+            return STATUS_LIMIT
+        if lifeline in readable:
+            return 0
         os.read(wake, 64)
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
@@ -200,7 +204,7 @@ def _watch(lifeline: int, deadline: float | None, qemu: int, virtiofsd: int, wak
                 _report("virtiofsd", status)
         elif pid == qemu:
             _report("QEMU", status)
-        return
+        return 0
 
 
 def _report(name: str, wait_status: int) -> None:
@@ -233,10 +237,10 @@ def main() -> NoReturn:
         for fd in plan["qemu_fds"]:
             os.close(fd)
         limit = plan["limit"]
-        _watch(plan["lifeline"], limit and time.monotonic() + limit, qemu, virtiofsd, wake)
+        status = _watch(plan["lifeline"], limit and time.monotonic() + limit, qemu, virtiofsd, wake)
     finally:
         _stop(qemu, virtiofsd)
-    sys.exit(0)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from . import qemu
 from .guest.frames import Frame, FrameError, Parser, pack, pack_json
+from .keeper import STATUS_LIMIT
 from .kernels import Kernel, cache_directory
 from .result import VmError, VmResult, VmTimeout, VmUnavailable
 from .streams import Feeder, Output, Sink
@@ -226,11 +227,16 @@ class Machine:
         if self._keeper is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._keeper.wait(2.0)
+            if self._keeper.returncode == STATUS_LIMIT:
+                return VmTimeout(f"the machine's {self._plan.limit:g} s are over", hint=self._console_hint())
         self._messages.seek(0)
         said = [line for line in self._messages.read().decode(errors="replace").splitlines() if line.strip()]
         said = [line for line in said if not line.startswith("virtio_loop:")]  # virtiofsd, when QEMU is gone
         if not self.console and said:
-            return VmUnavailable(f"{message}: {said[-1].strip()}")
+            hint = None
+            if "unshare" in said[-1]:
+                hint = "the root file system can be exported with CAP_SYS_ADMIN, or where user namespaces are allowed"
+            return VmUnavailable(f"{message}: {said[-1].strip()}", hint=hint)
         detail = f" ({said[-1].strip()})" if said else ""
         return VmError(message + detail, hint=self._console_hint())
 

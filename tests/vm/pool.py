@@ -6,22 +6,25 @@ Outside this directory: `from tests.vm.pool import vm618, vm72, vm73` makes the 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import pytest
 
 from bpfseal.runtime import vm
 
+T = TypeVar("T")
+
 REQUIRED = os.environ.get("BPFSEAL_REQUIRE_VM", "") not in ("", "0")
 
 
-def boot_or_skip(kernel: str, **options: object) -> vm.Machine:
-    """A machine, or a skipped test where there can be none. BPFSEAL_REQUIRE_VM=1 makes that a failure.
+def or_skip(kernel: str, make: Callable[[], T]) -> T:
+    """What `make` gives, or a skipped test where there can be no machine; a failure with BPFSEAL_REQUIRE_VM=1.
 
     Only "cannot be had here" skips; a kernel that does not come up is a failure anywhere.
     """
     try:
-        return vm.boot(kernel, **options)  # type: ignore[arg-type]
+        return make()
     except vm.VmUnavailable as error:
         reason = f"no test kernel {kernel}: {error.message}" + (f" ({error.hint})" if error.hint else "")
         if REQUIRED:
@@ -31,7 +34,7 @@ def boot_or_skip(kernel: str, **options: object) -> vm.Machine:
 
 def _shared(kernel: str) -> Iterator[vm.Machine]:
     # keep_tmp: what a test has put below tmp_path is there in the guest too
-    with boot_or_skip(kernel, keep_tmp=True) as machine:
+    with or_skip(kernel, lambda: vm.boot(kernel, keep_tmp=True)) as machine:
         yield machine
 
 
