@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from bpfseal.compiler.helpers import HELPERS, MEMORY
-from bpfseal.compiler.ir import I1, I8, I64, PTR, Function, Value, const
+from bpfseal.compiler.ir import I1, I8, I64, PTR, Value, const
+from bpfseal.compiler.ir import Function as IrFunction
 from bpfseal.compiler.unit import Declared, Unit
 from bpfseal.dsl import types
-from bpfseal.dsl.typed import Expr, Probe, Stmt, Var
+from bpfseal.dsl.typed import Expr, Function, Probe, Stmt, Var
 from bpfseal.dsl.types import Type, is_scalar, size_of
 from bpfseal.errors import BpfsealError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bpfseal.compiler.callbacks import Frame
     from bpfseal.compiler.plan import Program
 
 STRIDE: Final = "$stride$"
@@ -40,7 +42,7 @@ Statement = Callable[["Gen", Any], None]
 # Filled by the modules of expressions and statements.
 SCALARS: Final[dict[type, Scalar]] = {}
 MEMORIES: Final[dict[type, Memory]] = {}
-ADDRESSES: Final[dict[type, Callable[["Gen", Any], Value | None]]] = {}
+ADDRESSES: Final[dict[type, Callable[[Gen, Any], Value | None]]] = {}
 STATEMENTS: Final[dict[type, Statement]] = {}
 
 
@@ -85,7 +87,7 @@ class Loop:
 class Gen:
     """One function of the bundle being written."""
 
-    def __init__(self, unit: Unit, fn: Function, program: Program | None = None, probe: Probe | None = None) -> None:
+    def __init__(self, unit: Unit, fn: IrFunction, program: Program | None = None, probe: Probe | None = None) -> None:
         self.unit = unit
         self.fn = fn
         self.program = program
@@ -97,6 +99,11 @@ class Gen:
         self.ctx: Value = Value(PTR, "%ctx")
         self.leave: Callable[[Value | None], None] = self._return
         self.probe_number: Value = const(0, "i32")
+        # Loops over maps (callbacks) and calls of the script's functions
+        self.frame: Frame | None = None
+        self.callback_frame: Frame | None = None
+        self.calls: list[Function] = []
+        self.result_target: Value | None = None
 
     # Dispatch
 

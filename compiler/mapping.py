@@ -140,7 +140,7 @@ def key_pointer(g: Gen, map: ScriptMap, key: typed.Expr | None, bucket: Value | 
         size = size_of(key.type)
         end = map.bucket if map.bucket >= 0 else map.key_size
         if size < end:
-            g.clear(g.fn.add(target, size), end - size)
+            g.clear_tail(target, size, end)
         g.store(key, target)
     if bucket is not None:
         g.fn.store(g.fn.integer(bucket, "i32"), g.fn.add(target, map.bucket), 4)

@@ -85,9 +85,22 @@ def _pointed(g: Gen, pointer: typed.Expr) -> Place:
     if isinstance(pointer, typed.AddressOf) and isinstance(pointer.target, typed.FieldOf | typed.IndexOf):
         return place_of(g, pointer.target)
     base = g.scalar(pointer)
+    if space == "ctx" and not _is_context(pointer):
+        space = "btf"  # what a context points to is an object of the kernel
     if space in DIRECT:
         base = g.fn.pointer(base)
     return Place(space, base, 0, _nullable(g, pointer, space))
+
+
+_CONTEXTS: Final = ("struct bpf_iter__", "struct pt_regs", "struct bpf_perf_event_data")
+
+
+def _is_context(pointer: typed.Expr) -> bool:
+    """Whether an address of the space "ctx" is that of the context itself."""
+    if isinstance(pointer, typed.Builtin):
+        return True
+    to = pointer.type.to if isinstance(pointer.type, types.Ptr) else None
+    return isinstance(to, types.Record) and to.name.startswith(_CONTEXTS)
 
 
 def _nullable(g: Gen, pointer: typed.Expr, space: str) -> bool:

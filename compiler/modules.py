@@ -9,6 +9,7 @@ from bpfseal.compiler import (  # the handlers register themselves
     args,
     calls,
     events,
+    functions,
     loops,
     memory,
     names,
@@ -16,8 +17,9 @@ from bpfseal.compiler import (  # the handlers register themselves
     statements,
     values,
 )
-from bpfseal.compiler.analysis import unset_variables, variables
+from bpfseal.compiler.analysis import unset_variables
 from bpfseal.compiler.args import syscall_number
+from bpfseal.compiler.callbacks import declare_variables
 from bpfseal.compiler.gen import STRIDE, Gen
 from bpfseal.compiler.ir import I64, PTR, Function, Value, const
 from bpfseal.compiler.link import DECLARATIONS
@@ -25,9 +27,8 @@ from bpfseal.compiler.llvm import DATA_LAYOUT, TRIPLE
 from bpfseal.compiler.plan import Program
 from bpfseal.compiler.unit import Unit
 from bpfseal.dsl import typed
-from bpfseal.dsl.types import is_scalar, size_of
 
-_HANDLERS = (aggregates, args, calls, events, loops, memory, names, statements, values)
+_HANDLERS = (aggregates, args, calls, events, functions, loops, memory, names, statements, values)
 
 _INTRINSICS = """\
 declare i64 @llvm.bpf.pseudo(i64, i64)
@@ -70,26 +71,10 @@ def _write_program(unit: Unit, program: Program, probe: typed.Probe) -> None:
     g.probe_number = const(numbers[0], "i32")
     if program.numbers:
         _dispatch(g, program)
-    declare_variables(g, probe.body)
+    declare_variables(g, probe.body, unset_variables(probe.body))
     g.statements(probe.body)
     g.fn.ret(const(program.result))
     unit.add_function(fn, g.declared)
-
-
-def declare_variables(g: Gen, body: tuple[typed.Stmt, ...]) -> None:
-    """Places for the variables of a body, zeroed where they can be read before they are written."""
-    unset = unset_variables(body)
-    for var in variables(body):
-        if var in g.vars:
-            continue
-        if is_scalar(var.type):
-            from bpfseal.compiler.gen import Buffer, register_type
-
-            g.vars[var] = Buffer(g.fn.slot(register_type(var.type)))
-            continue
-        g.vars[var] = g.reserve(size_of(var.type))
-        if var in unset:
-            g.clear(g.locate(g.vars[var]), size_of(var.type))
 
 
 def _dispatch(g: Gen, program: Program) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bpfseal.compiler import mapping
-from bpfseal.compiler.gen import STATEMENTS, Gen, register_type
-from bpfseal.compiler.ir import const
+from bpfseal.compiler.gen import STATEMENTS, Gen, impossible, is_signed, register_type
+from bpfseal.compiler.ir import I64, const
 from bpfseal.compiler.values import branch
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of
@@ -76,7 +76,19 @@ def jump(g: Gen, node: typed.Jump) -> None:
         case "continue":
             g.fn.jump(g.loops[-1].again)
         case _:
-            g.leave(g.scalar(node.value) if node.value is not None and is_scalar(node.value.type) else None)
+            _return(g, node.value)
+
+
+def _return(g: Gen, value: typed.Expr | None) -> None:
+    if value is None or isinstance(value.type, types.Void):
+        g.leave(None)
+    elif is_scalar(value.type):
+        g.leave(g.fn.integer(g.scalar(value), I64, is_signed(value.type)) if not g.calls else g.scalar(value))
+    else:
+        if g.result_target is None:
+            raise impossible(f"a result of type {value.type}")
+        g.store(value, g.result_target)
+        g.leave(None)
 
 
 STATEMENTS.update(

@@ -70,6 +70,7 @@ class Unit:
         self.on_stack_limit = 32
         self.stack_budget = 320
         self._kernel = kernel
+        self._names = 0
         self._constants = bytearray()
         self._constant_at: dict[tuple[bytes, int], int] = {}
         self._constants_index = -1
@@ -241,6 +242,11 @@ class Unit:
         self.functions.append(function.text())
         self.signatures[function.name] = function.returns, tuple(p.type for p in function.params)
         self.declared[function.name] = declared
+
+    def fresh_name(self, hint: str) -> str:
+        """A name for a subprogram."""
+        self._names += 1
+        return f"{hint}_{self._names}"
 
     def probe_numbers(self, names: Sequence[str]) -> list[int]:
         """Numbers of probes in Reader.probes."""
