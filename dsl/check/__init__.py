@@ -44,7 +44,7 @@ def check(
     if not script.probes and not first.diagnostics:
         first.error(probes.span_of(script), "the script has no probes", "for example: begin { print(1); }")
     elif not groups and not any(d.severity == "error" for d in first.diagnostics):
-        first.error(probes.span_of(script), "there is nothing to attach to: no probe point of the script exists")
+        first.error(probes.span_of(script), "No probes to attach: no probe point of the script exists")
     walk = _settle(script, env, config, memory, groups)
     findings = _ordered([*first.diagnostics, *walk.state.diagnostics])
     if any(d.severity == "error" for d in findings):

@@ -58,7 +58,7 @@ def allowed(c: State, node: ast.Call, spec: FunctionSpec) -> bool:
     """Whether the function may be called at this place; reports why not."""
     kind = c.place.kind
     if spec.unsafe and not c.env.target.unsafe:
-        c.error(node.span, f"{spec.name}() is unsafe", "start with --unsafe if you mean it")
+        c.error(node.span, f"{spec.name}() is unsafe. To use you need the --unsafe flag")
         return False
     if spec.probes and kind and kind not in spec.probes:
         c.error(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from bpfseal.dsl import typed
 from bpfseal.dsl.types import (
     BOOL,
+    Array,
     Bool,
     Buf,
     Enum,
@@ -131,6 +132,9 @@ def promote(a: Type | None, b: Type) -> Type | None:
             return a
         case Record(), Record():
             return a if a.name == b.name else None
+        case Array(), Array() if a.count == b.count and same(a.element, b.element):
+            element = promote(a.element, b.element)
+            return a if element is None else Array(element, a.count)
         case _:
             return a if a == b else None
 
@@ -165,6 +169,8 @@ def same(a: Type, b: Type) -> bool:
     match a, b:
         case Ptr(), Ptr():
             return a.to is b.to if a.to is None or b.to is None else same(a.to, b.to)
+        case Array(), Array():
+            return a.count == b.count and same(a.element, b.element)
         case Tuple(), Tuple():
             return (
                 len(a.elements) == len(b.elements)
@@ -239,8 +245,8 @@ def coerce(expr: typed.Expr, target: Type, warn: Warn) -> typed.Expr | None:
             return typed.Cast(expr, target, expr.span) if promote(type, target) is not None else None
         case Timestamp(), Timestamp():
             return expr
-        case Record(), Record():
-            return expr if type.name == target.name else None
+        case (Record(), Record()) | (Array(), Array()):
+            return expr if same(type, target) else None
         case _:
             return None
 

@@ -62,6 +62,7 @@ def resolve(c: State, script: ast.Script) -> list[Group]:
 
 def _points(c: State, probe: ast.Probe) -> list[Point]:
     found: list[Point] = []
+    missing: list[tuple[ast.AttachPoint, AttachSpec]] = []
     target = c.env.target
     for written in probe.points:
         try:
@@ -71,8 +72,10 @@ def _points(c: State, probe: ast.Probe) -> list[Point]:
             c.error(written.span, str(error), error.hint)
             continue
         if not here:
-            _missing(c, written, specs[0])
+            missing.append((written, specs[0]))
         found += [replace(p, name=probe.name) for p in here] if probe.name else here
+    for written, spec in missing:
+        _missing(c, written, spec, bool(found))
     if not found and probe.points and c.config["missing_probes"] == "warn":
         c.warn(
             probe.points[0].span,
@@ -81,12 +84,13 @@ def _points(c: State, probe: ast.Probe) -> list[Point]:
     return found
 
 
-def _missing(c: State, written: ast.AttachPoint, spec: AttachSpec) -> None:
+def _missing(c: State, written: ast.AttachPoint, spec: AttachSpec, others: bool) -> None:
+    """`others`: the probe has other points. Then a wildcard that matches nothing is no reason to stop."""
     policy = c.config["missing_probes"]
     if policy == "ignore":
         return
     message = f"No matches for {spec.kind} {':'.join(spec.parts)}."
-    if policy == "warn":
+    if policy == "warn" or (others and any(sign in written.text for sign in "*?[")):
         c.warn(written.span, message + " Skipping.")
         return
     close = c.env.suggest(spec.kind, written.text)[:3]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check import fold, introspection, maps, operators, scopes, typenames
-from bpfseal.dsl.check.conversions import UNKNOWN, as_int, coerce, is_unknown, promote_int, to_int
+from bpfseal.dsl.check.conversions import UNKNOWN, as_int, coerce, is_unknown, promote_int, same, to_int
 from bpfseal.dsl.check.state import State, StatementHandler, Variable, is_aggregate_read
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import (
@@ -175,6 +175,9 @@ def store(c: State, variable: Variable, expr: typed.Expr, span: Span) -> Sequenc
         return ()
     if not variable.fixed and not c.grow_variable(variable, expr.type):
         return _mismatch(c, variable, expr, span)
+    if variable.fixed and same(variable.var.type, expr.type):
+        # which memory pointers point to is no part of a declaration
+        c.grow_variable(variable, expr.type)
     converted = coerce(expr, variable.var.type, c.narrowing)
     if converted is None:
         return _mismatch(c, variable, expr, span)

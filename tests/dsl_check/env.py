@@ -29,7 +29,7 @@ from bpfseal.dsl.types import (
 TASK = Record("struct task_struct", 4096)
 FILE = Record("struct file", 232)
 INNER = Record("struct inner", 16)
-SHAPES = Record("struct shapes", 96)
+SHAPES = Record("struct shapes", 112)
 SOCK = Record("struct sock", 64)
 SKB = Record("struct sk_buff", 224)
 PATH = Record("struct path", 16)
@@ -64,7 +64,7 @@ RECORDS = {
         RecordInfo("struct inner", 16, (Field("x", I32, 0), Field("y", U64, 8))),
         RecordInfo(
             "struct shapes",
-            96,
+            112,
             (
                 Field("a", I32, 0),
                 Field("b", U8, 4),
@@ -77,6 +77,7 @@ RECORDS = {
                 Field("mac", Array(U8, 6), 76),
                 Field("choice", CHOICE, 82),
                 Field("color", COLOR, 88),
+                Field("files", Array(Ptr(FILE), 2), 96),
             ),
         ),
         RecordInfo("union choice", 8, (Field("small", U16, 0), Field("large", U64, 0)), union=True),

@@ -72,6 +72,11 @@ def test_missing_points() -> None:
     assert warnings(program, missing_probes="ignore") == []
 
 
+def test_a_wildcard_may_match_nothing_beside_others() -> None:
+    assert groups("kprobe:vfs_read, kprobe:nothing* { print(1); }") == [["kprobe:vfs_read"]]
+    assert errors("kprobe:nothing* { print(1); }")[0].message == "No matches for kprobe nothing*."
+
+
 def test_a_probe_without_points_is_left_out() -> None:
     program = "config = { missing_probes = warn } begin { print(1); } kprobe:nothing { print(arg0); }"
     assert groups(program) == [["begin"]]
@@ -81,7 +86,7 @@ def test_a_probe_without_points_is_left_out() -> None:
 @pytest.mark.parametrize("policy", ["warn", "ignore"])
 def test_nothing_is_left(policy: str) -> None:
     (error,) = errors("kprobe:nothing { }", missing_probes=policy)
-    assert "nothing to attach to" in error.message
+    assert "No probes to attach" in error.message
 
 
 def test_limits() -> None:

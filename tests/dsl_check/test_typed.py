@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bpfseal.dsl import typed
-from bpfseal.dsl.types import BOOL, I64, U64, Aggregate, Int, Ptr, Str, Tuple
+from bpfseal.dsl.types import BOOL, I64, U64, Aggregate, Int, Ptr, Record, Str, Tuple
 
 from .kit import all_of, checked, warnings
 
@@ -267,3 +267,10 @@ def test_warnings() -> None:
     assert any("cannot hold" in w for w in warnings("begin { $x = (uint64)5; $y = (int64)6; $z = $x * $y; }"))
     assert any("in a loop" in w for w in warnings("begin { for ($i : 0..2) { @x = $i; print(@x); } }"))
     assert warnings('begin { $x = pid; printf("%d\\n", $x); @[comm] = count(); }') == []
+
+
+def test_declared_pointers_learn_their_address_space() -> None:
+    program = "uprobe:/bin/bash:main { let $p: struct shapes * = (struct shapes *)arg0; print($p.a); }"
+    assert {v.type for v in all_of(typed.Var, body(program))} == {Ptr(Record("struct shapes", 112), "user")}
+    program = "kprobe:vfs_read { let $a: struct file *[2] = (*(struct shapes *)arg0).files; print($a[0]); }"
+    assert {str(v.type) for v in all_of(typed.Var, body(program))} == {"struct file *[2]"}
