@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bpfseal.compiler.layout import Reader
@@ -21,12 +23,14 @@ MAX_SOURCE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Request:
-    """What to build. `name` is for messages; `params` are the script's own; `debug` names stages to print."""
+    """What to build. `name` is for messages; `params` are the script's own, `script_params` those behind "--", which
+    may be named; `debug` names stages to print."""
 
     text: str
     name: str = "stdin"
     path: str | None = None
     params: tuple[str, ...] = ()
+    script_params: tuple[str, ...] = ()
     pid: int = 0
     command: str | None = None
     unsafe: bool = False
@@ -76,13 +80,25 @@ def build(request: Request) -> Built:
     """Compile, or take from the cache. Raises DslError and other BpfsealErrors."""
     from bpfseal.compiler import cache
 
-    key = None
+    key = ""
     if request.cache and not request.debug and not request.emit_llvm:
         key = cache.key(
             request.text,
-            (*request.params, request.mode, request.path or "", str(request.helper_warnings)),
+            request.params,
             {**request.config, "unsafe": request.unsafe, "pid": request.pid, "command": request.command or ""},
+            extra=(
+                "--",
+                *request.script_params,
+                "--",
+                request.mode,
+                request.path or "",
+                str(request.helper_warnings),
+                *request.includes,
+                "--",
+                *request.include_dirs,
+            ),
         )
+    if key:
         data = cache.load(key)
         if data is not None:
             try:
@@ -93,7 +109,7 @@ def build(request: Request) -> Built:
                 pass  # an entry of another version or a damaged one: as good as none
     bundle, reader = _compile(request)
     data = encode_bundle(bundle)
-    if key is not None:
+    if key:
         cache.store(key, data)
     return Built(data, bundle, reader, reader.warnings)
 
@@ -101,19 +117,46 @@ def build(request: Request) -> Built:
 def check(request: Request) -> TypedScript:
     """Parse, expand and check: the typed script. Needs no privileges. Raises DslError."""
     from bpfseal.dsl.check import check as check_script
-    from bpfseal.dsl.env import Target
+    from bpfseal.dsl.env import Environment, Target
     from bpfseal.dsl.expand import expand
+    from bpfseal.dsl.expand_params import split_arguments
     from bpfseal.dsl.parse import parse
     from bpfseal.runtime.environment import RealEnvironment
 
-    environment = RealEnvironment(Target(pid=request.pid, command=request.command or "", unsafe=request.unsafe))
-    script = expand(parse(request.text, request.name), params=list(request.params), imports_from=request.path)
-    return check_script(script, environment, request.config)
+    target = Target(pid=request.pid, command=request.command or "", unsafe=request.unsafe)
+    environment: Environment = RealEnvironment(target)
+    folder = Path(request.path).parent if request.path else Path()
+    text = "".join(f'#include "{name}"\n' for name in request.includes) + request.text
+    script = parse(text, request.name)
+    defines = None
+    if script.preamble:
+        from bpfseal.dsl import cdefs
+
+        folders = [Path(name) for name in request.include_dirs]
+        definitions = cdefs.read(script.preamble, script.sources, environment, folders=folders, script_folder=folder)
+        environment, defines = definitions.over(environment), definitions.defines()
+    positional, named = split_arguments(request.params, request.script_params)
+    script = expand(script, params=positional, named=named, imports_from=folder, defines=defines)
+    return check_script(script, environment, {**_from_environment(), **request.config})
+
+
+def _from_environment() -> dict[str, str | int | bool]:
+    """Config variables as BPFTRACE_NAME in the process's environment; names that mean something else are left out."""
+    from bpfseal.dsl.table import CONFIG, RENAMED
+
+    prefix = "BPFTRACE_"
+    found: dict[str, str | int | bool] = {}
+    for name, value in os.environ.items():
+        if name.startswith(prefix):
+            config = name.removeprefix(prefix).lower()
+            if config in CONFIG or config in RENAMED:
+                found[config] = value
+    return found
 
 
 def _compile(request: Request) -> tuple[Bundle, Reader]:
     from bpfseal import compiler
 
-    script = check(request)
-    bundle = compiler.compile(script)
+    options = compiler.Options(helper_errors=2 if request.helper_warnings else 1)
+    bundle = compiler.compile(check(request), options=options)
     return bundle, decode_reader(bundle.reader)

@@ -22,6 +22,7 @@ class Options:
     program: str | None = None
     file: str | None = None
     params: list[str] = field(default_factory=list)
+    script_params: list[str] = field(default_factory=list)
     list_pattern: str | None = None
     listing: bool = False
     pid: int = 0
@@ -197,7 +198,7 @@ def _positional(options: Options, rest: list[str], script_params: list[str]) -> 
         return
     if options.program is None and rest:
         options.file = rest.pop(0)
-    options.params = [*rest, *script_params]
+    options.params, options.script_params = rest, script_params
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:

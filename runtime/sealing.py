@@ -37,7 +37,7 @@ class Sealer:
         if self.signing.mode != "off" and self._client is None:
             from bpfseal.signer.client import connect
 
-            self._client = connect(unsafe=self.signing.unsafe, policy=self.signing.policy)
+            self._client = connect(policy=self.signing.policy, unsafe=self.signing.unsafe)
 
     def seal(self, data: bytes, *, quiet: bool = False) -> SealedBundle:
         """The sealed form of canonical bundle bytes. Raises BpfsealError when refused, or when `require` cannot be

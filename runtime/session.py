@@ -19,11 +19,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from bpfseal.compiler import layout
-from bpfseal.compiler.layout import EventLayout, Reader
+from bpfseal.compiler.layout import Reader
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.load import Loaded, load
 from bpfseal.runtime.maps import Maps
 from bpfseal.runtime.ring import RingReader
+from bpfseal.runtime.values import StackValue
 from bpfseal.signer.bundle import Attach, Bundle, SealedBundle
 
 if TYPE_CHECKING:
@@ -278,8 +279,25 @@ class Session:
                     self.sink.lost(total)
         return self.lost
 
-    def event(self, number: int) -> EventLayout:
-        return self.reader.events[number]
+    # --- look-ups for rendering ----------------------------------------------------------------------------------
+
+    def stack_frames(self, value: StackValue) -> list[int]:
+        """Return addresses of a stack, innermost first; empty when the kernel could not store it."""
+        from bpfseal.runtime import bpf
+
+        name = f"{value.space}_{value.depth}{'_build_id' if value.mode == 'build_id' else ''}"
+        if value.id < 0 or name not in self.reader.stacks:
+            return []
+        index = self.reader.stacks[name]
+        raw = bpf.map_lookup(self.map_fd(index), struct.pack("<I", value.id), self.bundle.maps[index].value_size)
+        if raw is None:
+            return []
+        frames = struct.unpack(f"<{len(raw) // 8}Q", raw)
+        return list(frames[: frames.index(0)] if 0 in frames else frames)[: value.depth]
+
+    def strftime_format(self, number: int) -> str:
+        """Text that a value names by number."""
+        return self.reader.formats[number].decode("utf-8", "surrogateescape")
 
     # --- target --------------------------------------------------------------------------------------------------
 

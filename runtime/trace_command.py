@@ -42,6 +42,7 @@ def _request(options: Options) -> Request:
         name=name,
         path=path,
         params=tuple(options.params),
+        script_params=tuple(options.script_params),
         pid=options.pid,
         command=options.command,
         unsafe=options.unsafe,
