@@ -83,8 +83,8 @@ def main(argv: list[str]) -> int:
     command: list[str] = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         parser.error("no command given: put it after --")
-    if options.timeout <= 0:
-        parser.error("--timeout must be positive")
+    if not 0 < options.timeout <= 1e6:  # neither nan nor inf
+        parser.error("--timeout must be positive, and at most a million seconds")
     if not 1 <= options.cpus <= 64:
         parser.error("--cpus must be from 1 to 64")
     try:
