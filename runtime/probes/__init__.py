@@ -31,9 +31,7 @@ Arguments: `Args.context` is "ctx" (offset in the context), "argument" (u64[] co
 the fields, where DWARF knows them, have `argument` N for the N-th integer argument), "syscall", "syscall_exit",
 "usdt", "none". In "syscall" field `argument` N < 6 is system call argument N, in "syscall_exit" 0 is the result; 6 is
 the system call's number in both. In "usdt" Args.extra has "argN" → canonical location, see `runtime.probes.usdt`.
-For syscalls Args.extra also has "compat_offset" and "compat_mask": the 32-bit word at that offset of task_struct has
-one of those bits set while the task runs a 32-bit system call, whose numbers are others: skip those, as the kernel
-does. For fentry, fexit and lsm Args.extra["arguments"] is the number of words before the result in the context.
+For fentry, fexit and lsm Args.extra["arguments"] is the number of words before the result in the context.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ them by one program. Their arguments are then registers, and what the format fil
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -84,21 +83,7 @@ def _syscall_args(world: World, point: Point, fields: Sequence[EventField]) -> A
     enter = point.function.startswith(_ENTER)
     for number, field in enumerate(arguments[: 6 if enter else 1]):
         found.append(Field(field.name, field_type(world, field, "user"), 8 * number, argument=number))
-    return Args(RecordInfo("args", 48, tuple(found)), "syscall" if enter else "syscall_exit", extra=_compat(world))
-
-
-def _compat(world: World) -> dict[str, str | int]:
-    """Where a task says that it runs a 32-bit system call: thread_info is the first member of task_struct.
-
-    x86: thread_info.status & TS_COMPAT (arch/x86/include/asm/thread_info.h); arm64: thread_info.flags & TIF_32BIT
-    (arch/arm64/include/asm/thread_info.h).
-    """
-    where = {"x86_64": ("status", 1 << 1), "aarch64": ("flags", 1 << 22)}.get(os.uname().machine)
-    info = world.types.record("struct thread_info") if world.types is not None and where is not None else None
-    field = info.field(where[0]) if info is not None and where is not None else None
-    if field is None or where is None:
-        return {}
-    return {"compat_offset": field.offset, "compat_mask": where[1]}
+    return Args(RecordInfo("args", 48, tuple(found)), "syscall" if enter else "syscall_exit")
 
 
 def field_type(world: World, field: EventField, space: str) -> Type:
