@@ -226,7 +226,7 @@ def main() -> NoReturn:
     try:
         listener, client = _connected_listener(plan["directory"])
         virtiofsd = _start(
-            [*plan["virtiofsd"], f"--fd={listener.fileno()}", "-o", f"source={EXPORT}"],
+            [*plan["virtiofsd"], f"--fd={listener.fileno()}"],
             [listener.fileno()],
             lambda: _export(plan),
         )

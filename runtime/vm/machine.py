@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from . import qemu
 from .guest.frames import Frame, FrameError, Parser, pack, pack_json
-from .keeper import STATUS_LIMIT
+from .keeper import EXPORT, STATUS_LIMIT
 from .kernels import Kernel, cache_directory
 from .result import VmError, VmResult, VmTimeout, VmUnavailable
 from .streams import Feeder, Output, Sink
@@ -148,11 +148,7 @@ class Machine:
                 append=qemu.kernel_command_line(plan.parameters),
             ),
             "qemu_fds": [console, guest_end.fileno()],
-            "virtiofsd": [
-                qemu.find_virtiofsd(),
-                "-o",
-                f"log_level=err,cache=auto,sandbox={'namespace' if privileged() else 'chroot'}",
-            ],
+            "virtiofsd": qemu.virtiofsd_arguments(qemu.find_virtiofsd(), EXPORT, privileged=privileged()),
             "writable": plan.writable,
             "shares": list(plan.shares),
             "user_namespace": not privileged(),

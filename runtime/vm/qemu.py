@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from .result import VmUnavailable
 
-__all__ = ["accelerator", "find_qemu", "find_virtiofsd", "kernel_command_line", "qemu_arguments"]
+__all__ = ["accelerator", "find_qemu", "find_virtiofsd", "kernel_command_line", "qemu_arguments", "virtiofsd_arguments"]
 
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd")
 # capability comes first by itself; the rest is the order of Debian's CONFIG_LSM without those that need a
@@ -44,6 +45,28 @@ def find_virtiofsd() -> str:
         "virtiofsd is not installed",
         hint="install it: apt-get install qemu-system-common (Debian 12) or virtiofsd (Debian 13)",
     )
+
+
+def virtiofsd_arguments(path: str, export: str, *, privileged: bool) -> list[str]:
+    """The daemon serving `export`; the keeper adds the listening socket.
+
+    There are two programs of this name: the one in C that came with QEMU up to 7.2, and its successor in Rust.
+    Without privilege the daemon runs in a user namespace where it cannot make more namespaces: there, chroot.
+    """
+    sandbox = "namespace" if privileged else "chroot"
+    try:
+        usage = subprocess.run(
+            [path, "--help"], capture_output=True, text=True, errors="replace", timeout=30, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise VmUnavailable(f"{path} does not run: {error}") from None
+    if "--shared-dir" in usage:
+        arguments = [path, "--shared-dir", export, "--cache=auto", f"--sandbox={sandbox}", "--log-level=error"]
+        if "--no-announce-submounts" in usage:
+            # an announced submount is an automount point in the guest, and below an overlay that is EREMOTE
+            arguments.append("--no-announce-submounts")
+        return arguments
+    return [path, "-o", f"source={export},cache=auto,sandbox={sandbox},log_level=err"]
 
 
 def accelerator() -> str:

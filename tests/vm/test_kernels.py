@@ -278,6 +278,21 @@ def test_no_virtiofsd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         qemu.find_virtiofsd()
 
 
+def test_both_virtiofsds_are_known(tmp_path: Path) -> None:
+    """The one in C has -o options only; the later ones in Rust announce submounts unless told not to."""
+    daemon = tmp_path / "virtiofsd"
+
+    def arguments(usage: str) -> list[str]:
+        daemon.write_text(f"#!/bin/sh\necho '{usage}'\n")
+        daemon.chmod(0o755)
+        return qemu.virtiofsd_arguments(str(daemon), "/run", privileged=False)[1:]
+
+    assert arguments("-o source=PATH") == ["-o", "source=/run,cache=auto,sandbox=chroot,log_level=err"]
+    assert arguments("--shared-dir DIR")[:2] == ["--shared-dir", "/run"]
+    assert "--no-announce-submounts" not in arguments("--shared-dir DIR")
+    assert "--no-announce-submounts" in arguments("--shared-dir DIR --no-announce-submounts")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
