@@ -18,6 +18,7 @@ from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.btf_check import check_func_info, check_line_info, check_program_btf, special_members
 from bpfseal.signer.bundle import Attributes, Bundle, MapSpec, ProgramSpec
 from bpfseal.signer.cfg import split
+from bpfseal.signer.filter import system_calls
 from bpfseal.signer.guard import GET_FUNC_IP, guarded
 from bpfseal.signer.insn import Insn, decode
 from bpfseal.signer.refusal import Refusal
@@ -261,6 +262,7 @@ def _check_program(
         names = _check_debug_info(spec, insns, facts, btf)
         _check_declared(spec.declared, facts.found, len(maps))
         guard = _check_guard(spec, insns, facts, symbols)
+        targets = system_calls(targets, insns, bundle.maps)
     except Refusal as error:
         raise error.at(spec.name) from None
     extra = {c for n in spec.declared.helpers for c in known.HELPER_BY_NAME[n].classes}

@@ -12,7 +12,9 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer import helpers as known
 from bpfseal.signer.bundle import SealRequest
 from bpfseal.signer.check import Findings, ProgramFindings
+from bpfseal.signer.filter import SHARED, name_of
 from bpfseal.signer.identity import Identity
+from bpfseal.signer.syscall_names import names
 
 
 class PolicyError(BpfsealError):
@@ -149,18 +151,25 @@ class Rule:
         """At most eight refused targets by name."""
         refused = 0
         for target in program.targets:
-            provider, _, rest = target.partition(":")
-            forms = [target]
-            if provider in ("fentry", "fexit", "fmod_ret"):
-                forms.append(f"{provider}:{rest.partition(':')[2]}")
-            if any(map(self.deny_probes.match, forms)):
-                reason = f"probe {target} is denied"
-            elif any(map(self.probes.match, forms)):
-                continue
-            else:
-                reason = f"probe {target} is not granted"
-            refused += 1
-            if refused <= 8:
-                yield reason
+            reason = self._target(target, program.type)
+            refused += bool(reason)
+            if reason and refused <= 8:
+                yield f"probe {target} {reason}"
         if refused > 8:
             yield f"{refused - 8} more probes are not granted"
+
+    def _target(self, target: str, type: str) -> str:
+        """Why a target is not granted, empty if it is."""
+        provider, _, rest = target.partition(":")
+        forms, wider, parts = [target], [], []
+        if provider in ("fentry", "fexit", "fmod_ret"):
+            forms.append(f"{provider}:{rest.partition(':')[2]}")
+        elif provider == "rawtracepoint" and rest in SHARED:
+            parts = [name_of(rest, number) for number in names()]
+        elif rest.startswith("syscalls:") and type != "tracepoint":
+            wider = ["rawtracepoint:" + "_".join(rest.removeprefix("syscalls:").split("_")[:2])]
+        if any(map(self.deny_probes.match, forms)) or (self.deny_probes and any(map(self.deny_probes.match, parts))):
+            return "is denied"
+        if any(map(self.probes.match, forms + wider)) or (parts and all(map(self.probes.match, parts))):
+            return ""
+        return "is not granted"
