@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from bpfseal.compiler.loops import MARKER_KIND
+from bpfseal.compiler.edit import Code
 from bpfseal.compiler.unit import Declared
 from bpfseal.errors import BpfsealError
 
@@ -25,7 +25,7 @@ _RELOCATION: Final = struct.Struct("<QQ")  # r_offset, r_info
 _SLOT: Final = struct.Struct("<BBhi")
 _PSEUDO_FUNC, _PSEUDO_MAP_IDX, _PSEUDO_MAP_IDX_VALUE = 4, 5, 6
 _PSEUDO_CALL, _PSEUDO_KFUNC_CALL = 1, 2
-_CALL, _LD_IMM64, _JA, _MAY_GOTO = 0x85, 0x18, 0x05, 0xE5
+_CALL, _LD_IMM64 = 0x85, 0x18
 _SECTION: Final = ".f."  # prefix of functions' sections
 DECLARATIONS: Final = "bpfseal.declared"
 STACK_LIMIT: Final = 512
@@ -94,11 +94,14 @@ def link(main: str, functions: dict[str, Function], kfunc_id: Callable[[str], in
         for slot, kind, symbol in function.references:
             _resolve(part, slot, kind, symbol, starts, starts[name], functions, kfunc_id)
         code += part
-    _loop_bounds(code)
+    edited = Code(code, list(starts.values()))
+    edited.bound_loops()
+    edited.tidy()
+    final, slots = edited.encode()
     callbacks = any(
         kind == _R_64_64 and symbol in starts for name in order for _, kind, symbol in functions[name].references
     )
-    return Linked(bytes(code), tuple(starts.items()), callbacks)
+    return Linked(final, tuple(zip(starts, slots, strict=True)), callbacks)
 
 
 def _reached(main: str, functions: dict[str, Function]) -> list[str]:
@@ -121,7 +124,7 @@ def _resolve(
     kfunc_id: Callable[[str], int],
 ) -> None:
     at = slot * 8
-    opcode, registers, offset, immediate = _SLOT.unpack_from(code, at)
+    opcode, registers, _, immediate = _SLOT.unpack_from(code, at)
     if kind == _R_64_64 and opcode == _LD_IMM64:
         second = 0
         if symbol in starts:
@@ -139,43 +142,6 @@ def _resolve(
             _SLOT.pack_into(code, at, opcode, _PSEUDO_KFUNC_CALL << 4, 0, kfunc_id(symbol))
         return
     raise LinkError(f"internal error: relocation {kind} of {symbol} on opcode {opcode:#04x}")
-
-
-def _loop_bounds(code: bytearray) -> None:
-    """Turn markers into may_goto: `ld_imm64 rX, marker; if rX != 0 goto L` becomes `may_goto L` and fillers.
-
-    The branch is the first one on rX after the marker; between the two there is nothing that writes rX."""
-    slots = len(code) // 8
-    at = 0
-    while at < slots:
-        opcode, registers, _, _ = _SLOT.unpack_from(code, 8 * at)
-        if opcode == _LD_IMM64:
-            if registers >> 4 == MARKER_KIND:
-                _bound(code, at, registers & 15)
-            at += 1
-        at += 1
-
-
-def _bound(code: bytearray, marker: int, register: int) -> None:
-    at = marker + 2
-    while True:
-        opcode, registers, offset, immediate = _SLOT.unpack_from(code, 8 * at)
-        if opcode & 7 in (5, 6) and opcode & 0xF0 in (0x10, 0x50) and registers & 15 == register and immediate == 0:
-            break
-        if opcode & 7 in (5, 6) or at - marker > 64:
-            raise LinkError("internal error: a loop's bound is not followed by its branch")
-        at += 1
-    for slot in (marker, marker + 1):
-        _SLOT.pack_into(code, 8 * slot, _JA, 0, 0, 0)
-    if opcode & 0xF0 == 0x50:  # rX != 0: leave
-        _SLOT.pack_into(code, 8 * at, _MAY_GOTO, 0, offset, 0)
-        return
-    # rX == 0: stay, else fall out. The bound goes in front; leaving skips the jump.
-    if at != marker + 2:
-        # shift what lies between over the second filler, so that the bound is right before the jump
-        code[8 * (marker + 1) : 8 * (at - 1)] = code[8 * (marker + 2) : 8 * at]
-    _SLOT.pack_into(code, 8 * (at - 1), _MAY_GOTO, 0, 1, 0)
-    _SLOT.pack_into(code, 8 * at, _JA, 0, offset, 0)
 
 
 def stack_depth(code: bytes) -> int:

@@ -2,7 +2,8 @@
 
 The verifier wants to see that a loop ends. Loops with a constant count are plain: it runs through them. For the others
 each round passes a `may_goto`, the kernel's own bound on loops (8 million rounds), so that the verifier is content to
-see one round. LLVM knows no such instruction: `link` makes it of a marker.
+see one round. LLVM knows no such instruction: `edit` makes it of a marker, which has to be followed by its branch; the
+fence behind that keeps LLVM from joining the branch with another.
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bpfseal.compiler.edit import BOUND, FENCE
 from bpfseal.compiler.gen import STATEMENTS, Gen, Loop, is_signed, register_type
 from bpfseal.compiler.ir import I64, Value, const
 from bpfseal.compiler.mapping import store_variable
 from bpfseal.dsl import typed
 from bpfseal.dsl.types import size_of
-
-MAY_GOTO = 0x7367  # in the marker, an ld_imm64 of a kind that does not exist
-MARKER_KIND = 15
 
 
 @contextmanager
@@ -39,9 +38,10 @@ def counted(g: Gen, count: int) -> Iterator[Value]:
 def may_leave(g: Gen, leave: str) -> None:
     """A may_goto to `leave`: what makes the verifier believe in the end of a loop."""
     inside = g.fn.fresh("round")
-    spent = g.fn.op(I64, f"call i64 @llvm.bpf.pseudo(i64 {MARKER_KIND}, i64 {MAY_GOTO})")
+    spent = g.fn.op(I64, f"call i64 @llvm.bpf.pseudo(i64 {BOUND}, i64 0)")
     g.fn.branch(g.fn.compare("eq", spent, const(0)), inside, leave)
     g.fn.start(inside)
+    g.fn.op(I64, f"call i64 @llvm.bpf.pseudo(i64 {FENCE}, i64 0)")
 
 
 def while_(g: Gen, node: typed.While) -> None:

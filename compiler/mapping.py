@@ -247,9 +247,8 @@ def mentions(expr: object, test: Callable[[typed.Expr], bool]) -> bool:
     fields = getattr(expr, "__dataclass_fields__", None)
     if fields is None or isinstance(expr, typed.Var | typed.MapDef | typed.Function):
         return False
-    if type(expr) in SCALARS or type(expr) in MEMORIES:
-        if test(expr):  # type: ignore[arg-type]
-            return True
+    if (type(expr) in SCALARS or type(expr) in MEMORIES) and test(expr):  # type: ignore[arg-type]
+        return True
     return any(mentions(getattr(expr, name), test) for name in fields if name not in ("span", "type", "options"))
 
 

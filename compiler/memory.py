@@ -150,8 +150,9 @@ def _at_index(g: Gen, place: Place, index: Value, stride: int, count: int) -> Pl
         return Place(place.space, moved)
     if place.space == "btf":  # the verifier wants constant offsets into objects
         moved = fn.binary("add", address_value(g, place), offset)
-        inside = fn.compare("ult", index, const(count)) if count else None
-        return Place("kernel", fn.select(inside, moved, const(0)) if inside is not None else moved)
+        if count:
+            moved = fn.select(fn.compare("ult", index, const(count)), moved, const(0))
+        return Place("kernel", moved)
     start = fn.add(place.base, place.offset)
     if not count:
         return Place(place.space, fn.index(start, offset), 0, place.maybe_null)
@@ -262,8 +263,7 @@ def _scalar(g: Gen, node: typed.FieldOf | typed.IndexOf | typed.Deref | typed.El
     place = place_of(g, node)
     if isinstance(node, typed.FieldOf) and node.field.bits:
         return read_bits(g, place, node.field, node.type)
-    value = read_scalar(g, place, node.type)
-    return value
+    return read_scalar(g, place, node.type)
 
 
 def _memory(
