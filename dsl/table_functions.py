@@ -290,6 +290,7 @@ _REWRITTEN = (
     FunctionSpec("is_str", ("bool is_str(any)",), (1, 1), "Whether it is a string.", "Int", "compile"),
     FunctionSpec("is_ptr", ("bool is_ptr(any)",), (1, 1), "Whether it is a pointer.", "Int", "compile"),
     FunctionSpec("is_array", ("bool is_array(any)",), (1, 1), "Whether it is an array.", "Int", "compile"),
+    FunctionSpec("is_scalar", ("bool is_scalar(@map)",), (1, 1), "Whether a map has no keys.", "Int", "compile"),
     FunctionSpec(
         "kfunc_exist",
         ("bool kfunc_exist(const string name)",),

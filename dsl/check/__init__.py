@@ -69,18 +69,30 @@ def _settle(
     groups: list[probes.Group],
 ) -> _Walk:
     """Walk until no type changes any more."""
+    last = False
     for n in range(MAX_WALKS):
         memory.changed = False
-        state = State(env, config, memory, expressions.table(), statements.table())
+        state = State(env, config, memory, expressions.table(), statements.table(), last=last)
         done = functions.translate(state, script)
         translated = tuple(probes.translate(state, group) for group in groups)
         if not memory.changed:
             maps.settle(state)
-        if not memory.changed or n == MAX_WALKS - 1:
+        if not memory.changed and (last or not state.waiting):
             break
+        # a walk that changes nothing and still lacks something is followed by one that insists
+        last = not memory.changed or n >= MAX_WALKS - 2
     found = tuple(maps.finish(state))
     limits.maps(state)
+    _unresolved(state)
     return _Walk(state, translated, done, found)
+
+
+def _unresolved(state: State) -> None:
+    """Variables that are read although nothing says their type: an error, unless one explains it already."""
+    if any(d.severity == "error" for d in state.diagnostics):
+        return
+    for variable in state.unresolved:
+        state.error(variable.span, f"nothing says the type of ${variable.var.name}", "assign a value to it")
 
 
 def _ordered(findings: list[Diagnostic]) -> list[Diagnostic]:

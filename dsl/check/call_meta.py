@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bpfseal.dsl import ast, typed
-from bpfseal.dsl.check import access, arguments, fold, formats, operators, typenames
+from bpfseal.dsl.check import access, arguments, fold, formats, maps, operators, typenames
 from bpfseal.dsl.check.arguments import Rule
 from bpfseal.dsl.check.conversions import is_unknown, to_int
 from bpfseal.dsl.check.introspection import base_name
@@ -23,13 +23,7 @@ def is_literal(c: State, node: ast.Call) -> typed.Expr:
     c.silent += 1
     expr = c.expr(arg)
     c.silent -= 1
-    return number(fold.literal(expr) is not None or _literal_tuple(expr), node.span)
-
-
-def _literal_tuple(expr: typed.Expr) -> bool:
-    return isinstance(expr, typed.TupleExpr) and all(
-        fold.literal(e) is not None or _literal_tuple(e) for e in expr.elements
-    )
+    return number(fold.is_literal(expr), node.span)
 
 
 def _asks(test: Callable[[Type], bool]) -> Rule:
@@ -38,6 +32,15 @@ def _asks(test: Callable[[Type], bool]) -> Rule:
         return nothing(node.span) if is_unknown(type) else number(test(type), node.span)
 
     return rule
+
+
+def is_scalar(c: State, node: ast.Call) -> typed.Expr:
+    info = maps.raw(c, node.args[0], node.name)
+    if info is None or info.keyed is None:
+        if info is not None:
+            c.undecided(info, node.span)
+        return nothing(node.span)
+    return number(not info.keyed, node.span)
 
 
 def _kfunc(c: State, node: ast.Call) -> typed.Expr:
@@ -203,6 +206,7 @@ RULES: dict[str, Rule] = {
     "is_str": _asks(lambda t: isinstance(t, Str)),
     "is_ptr": _asks(lambda t: isinstance(t, Ptr)),
     "is_array": _asks(lambda t: isinstance(t, Array)),
+    "is_scalar": is_scalar,
     "kfunc_exist": _kfunc,
     "kfunc_allowed": _kfunc,
     "default_str_length": default_str_length,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check import fold, typenames
+from bpfseal.dsl.check.access import place_of
 from bpfseal.dsl.check.conversions import as_int, is_unknown, promote, same, to_int, wrap
-from bpfseal.dsl.check.state import State, nothing
+from bpfseal.dsl.check.state import State, is_aggregate_read, nothing
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import (
+    I8,
+    U8,
     U64,
     Array,
     Bool,
@@ -35,6 +38,8 @@ def cast(c: State, node: ast.Cast) -> typed.Expr:
 def convert(c: State, operand: typed.Expr, target: Type, span: Span) -> typed.Expr:
     """An explicit conversion."""
     have = operand.type
+    if is_aggregate_read(operand) and isinstance(target, Int):
+        return typed.Cast(operand, target, span)
     if isinstance(have, Record) and not (isinstance(target, Record) and target.name == have.name):
         return c.error(span, f'cannot cast from C type "{have}"', "take a member of it, or its address with &")
     if same(have, target) and not (isinstance(have, Int) and (have.flexible or have.space)):
@@ -92,8 +97,17 @@ def _to_number(c: State, operand: typed.Expr, target: Int | Bool | Enum, span: S
         text = fold.literal(operand)
         if text is not None:
             return typed.Int(int(bool(text)), target, span)
+        first = typed.IndexOf(operand, typed.Int(0, U64, span), I8, span)
+        return typed.Binary("!=", first, typed.Int(0, I8, span), target, span)
+    if isinstance(have, Str) and isinstance(target, Int) and have.size == size_of(target) and _foreign(operand):
+        # an array of 8-bit integers that is shown as a string
+        return typed.Cast(typed.Cast(operand, Array(U8, have.size), span), target, span)
     hint = "use str() the other way round, or strlen() for its length" if isinstance(have, Str) else None
     return _refuse(c, have, target, span, hint)
+
+
+def _foreign(expr: typed.Expr) -> bool:
+    return isinstance(expr, typed.FieldOf | typed.IndexOf | typed.ArgField | typed.Deref)
 
 
 def _enum_value(c: State, operand: typed.Expr, target: Enum) -> str:
@@ -117,6 +131,10 @@ def _to_pointer(c: State, operand: typed.Expr, target: Ptr, span: Span) -> typed
             space = ""
         case Array() if size_of(have) == 8:
             return typed.Cast(operand, Ptr(target.to, c.place.space), span)
+        case Array() | Str():
+            where = place_of(operand)
+            where = "kernel" if where == "btf" else where
+            return typed.Cast(typed.AddressOf(operand, Ptr(have, where), span), Ptr(target.to, where), span)
         case _:
             hint = "use & for the address of a variable" if isinstance(operand, typed.VarRef) else None
             return _refuse(c, have, target, span, hint)

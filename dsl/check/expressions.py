@@ -92,7 +92,7 @@ def if_value(c: State, node: ast.IfExpr) -> typed.Expr:
 
 def comptime(c: State, node: ast.Comptime) -> typed.Expr:
     value = c.expr(node.operand)
-    if is_unknown(value.type) or fold.literal(value) is not None:
+    if is_unknown(value.type) or fold.is_literal(value):
         return value
     return c.error(node.span, "this is not known when the script is compiled", "comptime needs a constant")
 

@@ -38,6 +38,23 @@ def literal(expr: typed.Expr) -> int | bool | bytes | None:
             return None
 
 
+def is_literal(expr: typed.Expr) -> bool:
+    """Whether a value is a literal, or a tuple of literals."""
+    if isinstance(expr, typed.TupleExpr):
+        return all(is_literal(e) for e in expr.elements)
+    return literal(expr) is not None
+
+
+def equal(a: typed.Expr, b: typed.Expr) -> bool:
+    """Whether two literals are the same; records by name."""
+    if isinstance(a, typed.TupleExpr) and isinstance(b, typed.TupleExpr):
+        if len(a.elements) != len(b.elements) or sorted(a.type.names) != sorted(b.type.names):
+            return False
+        other = [b.elements[b.type.names.index(n)] for n in a.type.names] if a.type.names else b.elements
+        return all(equal(x, y) for x, y in zip(a.elements, other, strict=True))
+    return literal(a) == literal(b)
+
+
 def constant(expr: typed.Expr) -> int | None:
     """The value of an integer that is known now: a literal, an enum constant, or a cast of one."""
     match expr:

@@ -50,28 +50,34 @@ def _visit(
 
 def _one(c: State, node: ast.Function) -> typed.Function:
     c.scopes, c.loops, c.callbacks, c.copy = [], 0, 0, ()
-    returns = typenames.of(c, node.returns)
     if len(node.params) > MAX_PARAMETERS:
         c.error(
             node.span, f"a function can have at most {MAX_PARAMETERS} parameters, {node.name} has {len(node.params)}"
         )
-    params: list[typed.Var] = []
-    if not isinstance(returns, Void) and not is_scalar(returns):
-        c.error(node.returns.span, f"a function cannot return a {returns}", "it can return numbers and pointers")
-        returns = UNKNOWN
-    signature = typed.Function(node.name, (), returns, (), node.span)
-    c.place = Place(("fn", node.name), "", space="kernel", function=signature)
+    c.place = Place(("fn", node.name), "", space="kernel")
     with scopes.block(c):
-        for name, written in node.params:
-            type: Type = typenames.of(c, written)
-            if not is_unknown(type) and not is_scalar(type):
-                c.error(written.span, f"a parameter cannot be a {type}", "pass a pointer to it")
-                type = UNKNOWN
-            name = name.removeprefix("$")
-            variable = scopes.declare(c, name, written, written.span, "made a parameter", type)
-            variable.assigned = variable.fixed = True
-            params.append(variable.var)
+        params = _parameters(c, node)
+        returns = typenames.of(c, node.returns)
+        if not isinstance(returns, Void) and not is_scalar(returns):
+            c.error(node.returns.span, f"a function cannot return a {returns}", "it can return numbers and pointers")
+            returns = UNKNOWN
+        c.place.function = typed.Function(node.name, (), returns, (), node.span)
         body = statements.nested(c, node.body)
     if not isinstance(returns, Void) and not statements.leaves(body):
         c.error(node.span, f"not every path of {node.name} returns a value of type {returns}")
-    return typed.Function(node.name, tuple(params), returns, body, node.span)
+    return typed.Function(node.name, params, returns, body, node.span)
+
+
+def _parameters(c: State, node: ast.Function) -> tuple[typed.Var, ...]:
+    """Those with a type of their own first, so that the others may be typeof() them."""
+    declared: dict[str, typed.Var] = {}
+    for name, written in sorted(node.params, key=lambda p: isinstance(p[1], ast.TypeOf)):
+        type: Type = typenames.of(c, written)
+        if not is_unknown(type) and not is_scalar(type):
+            c.error(written.span, f"a parameter cannot be a {type}", "pass a pointer to it")
+            type = UNKNOWN
+        name = name.removeprefix("$")
+        variable = scopes.declare(c, name, written, written.span, "made a parameter", type)
+        variable.assigned = variable.fixed = True
+        declared[name] = variable.var
+    return tuple(declared[name.removeprefix("$")] for name, _ in node.params)

@@ -164,6 +164,9 @@ def aggregation(node: ast.Expr) -> ast.Call | None:
 
 def assign(c: State, target: ast.Map, value: ast.Expr, span: Span) -> Sequence[typed.Stmt]:
     """`@m[k] = value`."""
+    if c.silent:
+        c.error(span, "maps cannot be assigned inside of sizeof, typeof or typeinfo")
+        return ()
     call = aggregation(value)
     if call is not None:
         from bpfseal.dsl.check import aggregates

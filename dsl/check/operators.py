@@ -11,6 +11,7 @@ from bpfseal.dsl.check.conversions import (
     literal_type,
     promote,
     promote_int,
+    same,
     to_int,
     truth,
     wrap,
@@ -80,6 +81,8 @@ def _arithmetic(type: Type) -> Int | None:
 
 
 def _fold(c: State, op: str, left: typed.Expr, right: typed.Expr, span: Span) -> typed.Expr | None:
+    if isinstance(left, typed.TupleExpr) and op in ("==", "!=") and fold.is_literal(left) and fold.is_literal(right):
+        return number(fold.equal(left, right) == (op == "=="), span)
     a, b = fold.literal(left), fold.literal(right)
     if a is None or b is None:
         return None
@@ -157,7 +160,7 @@ def _pointers(c: State, op: str, left: typed.Expr, right: typed.Expr, span: Span
     if isinstance(a, Ptr) and isinstance(b, Ptr):
         if op not in _COMPARE:
             return _refuse(c, op, a, b, span)
-        if a.to is not None and b.to is not None and promote(a.to, b.to) is None:
+        if a.to is not None and b.to is not None and not same(a.to, b.to):
             c.warn(span, f"comparison of distinct pointer types: {a} and {b}")
         return typed.Binary(op, to_int(left, U64), to_int(right, U64), BOOL, span)
     other = b if isinstance(a, Ptr) else a

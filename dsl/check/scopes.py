@@ -23,6 +23,8 @@ def block(c: State) -> Iterator[dict[str, Variable]]:
     finally:
         c.scopes.pop()
         for variable in scope.values():
+            if variable.read and variable.var.type is UNKNOWN:
+                c.unresolved.append(variable)
             if not variable.assigned and variable.what == "declared" and not c.silent:
                 c.warn(variable.span, f"variable ${variable.var.name} was never assigned to")
 
@@ -73,6 +75,7 @@ def read(c: State, node: ast.Variable) -> typed.Expr:
         c.warn(node.span, f"variable used before it was assigned: ${node.name}")
     for captured in c.captures:
         captured.setdefault(node.name, variable)
+    variable.read = True
     type = variable.var.type
     if type is UNKNOWN:
         return nothing(node.span)

@@ -55,7 +55,7 @@ class Variable:
     fixed: bool = False
     assigned: bool = False
     what: str = "assigned"
-    immutable: bool = False
+    read: bool = False
     warned: bool = False
 
 
@@ -96,6 +96,12 @@ class State:
     callbacks: int = 0
     # inside sizeof, typeof and the like: nothing is evaluated
     silent: int = 0
+    # no further walk will know more
+    last: bool = False
+    # something could not be said before the next walk
+    waiting: bool = False
+    # variables that are read but whose type nothing says
+    unresolved: list[Variable] = field(default_factory=list)
     # inside `_ = …`
     warnings_off: int = 0
     # how often unroll bodies and shared nodes have been copied, to tell their variables apart
@@ -130,6 +136,12 @@ class State:
                 f"write ({want}) before it if that is what you want",
             )
 
+    def undecided(self, info: MapInfo, span: Span) -> None:
+        """Something depends on whether a map has keys, before anything says so: wait for the next walk."""
+        info.used = self.waiting = True
+        if self.last:
+            self.error(span, f"nothing says whether @{info.name} has keys", "read or write it somewhere")
+
     # --- walking --------------------------------------------------------------------------------------------
 
     def expr(self, node: ast.Expr) -> typed.Expr:
@@ -154,7 +166,7 @@ class State:
             return False
         if known is None or both != known or remarks(both) != remarks(known):
             self.memory.variables[variable.key] = both
-            if known is not None:
+            if known is not None or variable.read:
                 self.memory.changed = True
         variable.var.type = both
         return True

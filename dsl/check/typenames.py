@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bpfseal.dsl import ast
+from bpfseal.dsl.check import maps
 from bpfseal.dsl.check.conversions import UNKNOWN
 from bpfseal.dsl.check.state import State
 from bpfseal.dsl.source import Span
@@ -161,6 +162,9 @@ def of(c: State, node: ast.Expr | ast.TypeName | ast.TypeOf) -> Type:
             info = c.memory.maps.get(node.name)
             if info is not None and info.keyed:
                 return info.key if info.key is not None else UNKNOWN
+            if (info is None or info.keyed is None) and not c.last:
+                maps.lookup(c, node.name, node.span).used = c.waiting = True
+                return UNKNOWN
             return _silently(c, node)
         case _:
             return _silently(c, node)
