@@ -115,11 +115,11 @@ def spawn(folder: Path, *options: str, env: dict[str, str] | None = None) -> sub
     command = [sys.executable, "-m", "bpfseal.signer", "run", "--socket", str(folder / "run" / "signer.sock")]
     command += ["--policy", str(folder / "policy.toml"), "--audit", str(folder / "log"), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=dict(os.environ) | (env or {}))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120  # emulated kernels are slow
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.connect(str(folder / "run" / "signer.sock"))
-            if isinstance(exchange(probe, protocol.frame(protocol.Hello()), 20), protocol.Welcome):
+            if isinstance(exchange(probe, protocol.frame(protocol.Hello()), 60), protocol.Welcome):
                 return process
         time.sleep(0.01)
     return process

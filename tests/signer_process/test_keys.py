@@ -14,6 +14,9 @@ import pytest
 from bpfseal.signer import keyring, pkcs7
 from bpfseal.signer.keyring import Rings
 from bpfseal.signer.keys import Keys, KeyTrouble, Revoked, SoftKey, open_root
+from bpfseal.signer.start import make_keys
+
+from .conftest import as_user, needs_root
 
 SECOND = 1_000_000_000
 SIGNER = Path(keyring.__file__).resolve().parent
@@ -312,3 +315,24 @@ def test_rings_die_with_their_process() -> None:
     os.close(write)
     assert len(serials) == 2
     assert all(gone(serial) for serial in serials)
+
+
+def has_room(ring: int, number: int) -> bool:
+    error = error_of(lambda: keyring.add_key("user", f"filler-{number}", b"x", ring))
+    assert error in (0, errno.EDQUOT)
+    return error == 0
+
+
+@needs_root
+def test_a_used_up_key_quota_is_named() -> None:
+    """Of an ordinary user: 200 keys by default."""
+
+    def act() -> str:
+        ring = keyring.add_key("keyring", "full", b"", -2)
+        number = 0
+        while has_room(ring, number):
+            number += 1
+        make_keys("", 600)
+        return "made"
+
+    assert as_user(4321, 4321, act) == "BpfsealError: the kernel's key quota of this user is used up"
