@@ -87,12 +87,14 @@ listxattrat removexattrat open_tree_attr file_getattr file_setattr listns
 """
 
 
+# Asked at import: the helper's system call filter does not let uname(2) through later.
+_MACHINE = os.uname().machine
+
+
 @lru_cache(maxsize=1)
 def names() -> dict[int, str]:
     """Name by number for this machine; empty for architectures that are not known here."""
-    text = {"x86_64": _X86_64, "aarch64": _GENERIC, "riscv64": _GENERIC, "loongarch64": _GENERIC}.get(
-        os.uname().machine, ""
-    )
+    text = {"x86_64": _X86_64, "aarch64": _GENERIC, "riscv64": _GENERIC, "loongarch64": _GENERIC}.get(_MACHINE, "")
     found: dict[int, str] = {}
     following = 0
     for word in text.split():
