@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check import arguments, fold
 from bpfseal.dsl.check.arguments import Rule
@@ -210,6 +208,8 @@ def pton(c: State, node: ast.Call) -> typed.Expr:
     name = arguments.name(c, node, 0)
     if name is None:
         return nothing(node.span)
+    import ipaddress  # takes longer to import than most scripts to check
+
     try:
         packed = ipaddress.ip_address(name).packed
     except ValueError:

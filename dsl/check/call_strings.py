@@ -10,7 +10,6 @@ from bpfseal.dsl.check.conversions import to_int
 from bpfseal.dsl.check.operators import number
 from bpfseal.dsl.check.state import State, nothing
 from bpfseal.dsl.types import BOOL, I32, I64, U32, U64, Array, Buf, Int, Ptr, Str, size_of
-from bpfseal.dsl.words import ERRORS, SIGNALS, SYSCALLS
 
 COMM_SIZE = 16
 
@@ -180,10 +179,13 @@ def memcmp(c: State, node: ast.Call) -> typed.Expr:
     return typed.Call("memcmp", (a, b), I32, node.span, {"count": count})
 
 
-def _named(names: dict[int, str]) -> Rule:
-    table = {number: name.encode() for number, name in names.items()}
+def _named(names: str) -> Rule:
+    """`names` of `dsl.words`, which is imported only where it is needed."""
 
     def rule(c: State, node: ast.Call) -> typed.Expr:
+        from bpfseal.dsl import words
+
+        table: dict[int, bytes] = {key: name.encode() for key, name in getattr(words, names).items()}
         expr = arguments.integer(c, node, 0, I32)
         if expr is None:
             return nothing(node.span)
@@ -216,8 +218,8 @@ RULES: dict[str, Rule] = {
     "strstr": search,
     "str_concat": concat,
     "memcmp": memcmp,
-    "strerror": _named(ERRORS),
-    "signal_name": _named(SIGNALS),
-    "syscall_name": _named(SYSCALLS),
+    "strerror": _named("ERRORS"),
+    "signal_name": _named("SIGNALS"),
+    "syscall_name": _named("SYSCALLS"),
     "comm": comm,
 }

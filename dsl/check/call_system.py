@@ -21,7 +21,6 @@ from bpfseal.dsl.types import (
     Str,
     Type,
 )
-from bpfseal.dsl.words import signal_number
 
 CLOCKS = ("boot", "monotonic", "tai", "sw_tai")
 SIGNAL_KINDS = frozenset(
@@ -118,6 +117,8 @@ def signal(c: State, node: ast.Call) -> typed.Expr:
         return nothing(node.span)
     text = fold.literal(expr)
     if isinstance(text, bytes):
+        from bpfseal.dsl.words import signal_number
+
         found = signal_number(text.decode("utf-8", "replace"))
         if found is None:
             return c.error(expr.span, f"there is no signal '{text.decode('utf-8', 'replace')}'", "kill -l lists them")
