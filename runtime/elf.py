@@ -68,7 +68,14 @@ class Note(NamedTuple):
 
 
 class Elf:
-    """One file, mapped. Raises ElfError when it cannot be opened or is no ELF file."""
+    """One file, mapped. Raises ElfError when it cannot be opened or is no ELF file.
+
+    `type` is EXEC, DYN or another ET_ number, `machine` an EM_ number, `bits` 32 or 64.
+    """
+
+    type: int
+    machine: int
+    bits: int
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -11,7 +11,8 @@ What a `dsl.env.Point` holds, by kind (members that are not named are empty; num
     software hardware    function: the event's main name; number: the count in force; params type, config as for
                          perf_event_open(2)
     tracepoint           category, function; params nr: system call number for syscalls:sys_{enter,exit}_* where it is
-                         known (then Args.context is "syscall" or "syscall_exit"), else none
+                         known (then Args.context is "syscall" or "syscall_exit"); btf: type that a tp_btf program can
+                         attach to for the same events, with the other arguments (for programs that use none)
     rawtracepoint        module, function; params btf: name of the type that a tp_btf program attaches to
     kprobe kretprobe     module ("" for the kernel itself), function; number: offset in bytes, or the address when
                          function is empty; params multi 1: kprobe_multi can take it

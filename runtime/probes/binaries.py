@@ -103,12 +103,11 @@ def _mapped_name(line: str) -> str:
 
 def find_library(name: str, pid: int = 0) -> list[str]:
     """Paths of a shared library by short name: "libc", "libssl.so.3". Those of the process first."""
-    names = (name,) if ".so" in name else (f"{name}.so", f"{name}-")
 
     def fits(file: str) -> bool:
         if ".so" in name:
             return file == name or file.startswith(f"{name}.")
-        return file.startswith(names[0]) or (file.startswith(names[1]) and ".so" in file)
+        return file.startswith(f"{name}.so") or (file.startswith(f"{name}-") and ".so" in file)
 
     found = []
     if pid:
@@ -154,10 +153,12 @@ def _is_binary(path: str) -> bool:
 
 
 def _program(pid: int) -> str:
+    """Where the program of a process is; if it was deleted, the link by which the kernel still finds it."""
     try:
-        return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+        path = os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return ""
+    return f"/proc/{pid}/exe" if path.endswith(" (deleted)") else path
 
 
 def _search_path(pid: int) -> list[str]:

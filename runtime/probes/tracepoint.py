@@ -25,18 +25,20 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     category, event = spec.parts
     if not is_wild(category) and not is_wild(event):
         # One file is quicker to look for than the whole list is to read.
-        return [_point(category, event)] if world.tracefs.event_id(category, event) is not None else []
+        return [_point(world, category, event)] if world.tracefs.event_id(category, event) is not None else []
     in_category, in_event = matcher(category), matcher(event)
-    return [_point(c, e) for c, e in world.events if in_category(c) and in_event(e)]
+    return [_point(world, c, e) for c, e in world.events if in_category(c) and in_event(e)]
 
 
-def _point(category: str, event: str) -> Point:
+def _point(world: World, category: str, event: str) -> Point:
     from bpfseal.dsl.env import Point
 
     params: tuple[tuple[str, str | int], ...] = ()
     if category == "syscalls":
         number = _number(event)
         params = (("nr", number),) if number is not None else ()
+    elif world.types is not None and world.types.find("t", f"btf_trace_{event}"):
+        params = (("btf", f"btf_trace_{event}"),)
     return Point("tracepoint", f"tracepoint:{category}:{event}", function=event, category=category, params=params)
 
 

@@ -30,6 +30,10 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     points: list[Point] = []
     for file in paths:
         points += _in_file(world, spec.kind, file, language, rest[-1])
+    if not points and len(paths) == 1 and not open_elf(paths[0]).symbols:
+        raise ProbeError(
+            f"{paths[0]} has no function symbols, it is stripped", hint="install its debug symbols, or give an address"
+        )
     return points
 
 

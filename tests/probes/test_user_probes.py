@@ -59,6 +59,20 @@ def cpp(folder: Path) -> Path:
     return folder / "cpp"
 
 
+WAITS = r"""
+#include <stdio.h>
+__attribute__((noinline)) int first(int x) { return x + 1; }
+int main(void) {
+    int sum = 0;
+    putchar('m');
+    fflush(stdout);
+    getchar();
+    for (int i = 0; i < 12; i++) sum += first(i);
+    return sum == 0;
+}
+"""
+
+
 class TestFiles:
     def test_by_path_and_on_path(self, types: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert resolve(str(types)) == [str(types)]
@@ -96,6 +110,62 @@ class TestFiles:
         assert any("libc" in path for path in mine)
         with pytest.raises(BpfsealError, match="no process"):
             mapped_files(1 << 22)
+
+
+class TestProcesses:
+    def test_another_mount_namespace(self, folder: Path) -> None:
+        """The file is where only the process sees it; the probe counts all the same."""
+        if os.geteuid() or not shutil.which("unshare"):
+            pytest.skip("needs root and unshare")
+        path = kit.compile_c(folder / "waits", WAITS)
+        script = f"mount -t tmpfs none /mnt && cp {path} /mnt/hidden && echo ready && exec /mnt/hidden"
+        with subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            assert process.stdout.read(1) == b"m"  # main runs
+            assert not os.path.exists("/mnt/hidden")
+            target = Target(pid=process.pid)
+            (point,) = points("u:/mnt/hidden:first", target)
+            assert point.module == f"/proc/{process.pid}/root/mnt/hidden"
+            assert [p.module for p in points("u:first", target)] == [point.module]
+            spec = Attach(kind="uprobe", probe=point.name, target=point.module, params={"offset": point.number})
+            with kit.counter(kit.KPROBE) as program:
+                link = attach(spec, program.prog, AttachContext())
+                process.communicate(b"\n")
+                link.close()
+                assert program.count == 12
+
+    def test_deleted_program(self, folder: Path) -> None:
+        path = kit.compile_c(folder / "deleted", WAITS)
+        with subprocess.Popen([path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(1) == b"m"
+            path.unlink()
+            (point,) = points("u:first", Target(pid=process.pid))
+            assert point.module == f"/proc/{process.pid}/exe"
+            spec = Attach(kind="uprobe", probe=point.name, target=point.module, params={"offset": point.number})
+            with kit.counter(kit.KPROBE) as program:
+                link = attach(spec, program.prog, AttachContext())
+                process.communicate(b"\n")
+                link.close()
+                assert program.count == 12
+
+    def test_process_that_is_gone(self) -> None:
+        process = subprocess.Popen(["true"])
+        process.wait()
+        with pytest.raises(BpfsealError, match=f"of process {process.pid}"):
+            points("u:first", Target(pid=process.pid))
+        with pytest.raises(BpfsealError, match="no process"):
+            points("usdt:x", Target(pid=process.pid))
+
+    @pytest.mark.skipif(not shutil.which("strip"), reason="needs binutils")
+    def test_stripped_program(self, types: Path, tmp_path: Path) -> None:
+        path = tmp_path / "stripped"
+        subprocess.run(["strip", "-o", path, types], check=True)
+        with pytest.raises(BpfsealError, match="it is stripped"):
+            points(f"u:{path}:simple")
 
 
 class TestUprobe:
