@@ -22,6 +22,9 @@ from bpfseal.signer.asm import Asm, R
 from bpfseal.signer.loader import ExclField
 
 _VALUE = b"bpfseal?"
+# Verified; EPERM is an LSM's no to a program whose signature was found good (enforcement that does not know this
+# helper's keyring yet). What the kernel cannot verify is refused before, with EKEYREJECTED.
+_GOOD = (0, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,19 @@ def _judge(code: bytes, meta: int, early: int, sign: Callable[[bytes], bytes], k
     v2 = attempt(code + _VALUE, v2=True)
     if v2 in (errno.EOPNOTSUPP, errno.E2BIG):
         return Abi(0, None, "it was built without CONFIG_SYSTEM_DATA_VERIFICATION, or is older than Linux 6.18")
-    if v2 not in (0, errno.EKEYREJECTED):
+    if v2 not in (*_GOOD, errno.EKEYREJECTED):
         return Abi(0, None, f"it refuses the helper's signature: {os.strerror(v2)}", can_verify=True)
+    wrong = attempt(code + _VALUE[::-1], v2=True)
+    if v2 == wrong == errno.EPERM:
+        return Abi(0, None, "bpf(2) is not permitted to the signing helper")
     # A kernel that takes anything at all as a signature verifies nothing.
-    if attempt(code + _VALUE[::-1], v2=True) != errno.EKEYREJECTED or early == 0:
+    if wrong != errno.EKEYREJECTED or early == 0:
         what = "a map could be hashed before it was frozen (CVE-2026-45927)" if early == 0 else "it took a wrong one"
         return Abi(0, None, f"its signatures are not trustworthy: {what}")
-    if v2 == 0:
+    if v2 in _GOOD:
         return Abi(2, None, "", can_verify=True)
     v1 = attempt(code, v2=False)
-    if v1:
+    if v1 not in _GOOD:
         return Abi(0, None, f"it refuses the helper's signature: {os.strerror(v1)}", can_verify=True)
     try:
         return Abi(1, excl_field(), "", can_verify=True)
