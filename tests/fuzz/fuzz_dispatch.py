@@ -1,0 +1,381 @@
+"""Fuzzes the helper's dispatcher: sequences of messages into the real event loop, with fixed keys and a real log.
+
+    python -m tests.fuzz.fuzz_dispatch [--runs 10000] [--seed 1] [--seconds 0]
+
+An input is up to 256 messages on up to three connections: valid ones of every verb, bundles changed field by field or
+bit by bit, broken frames, cut and split writes, hang-ups. What must hold:
+
+* nothing but foreseen replies; no internal error, no message that takes over a second;
+* every signature is for a bundle that an oracle independent of the analysis finds within the policy, and has its
+  record in the log;
+* afterwards the log verifies and no descriptor is left.
+
+With atheris installed, `--atheris` turns the choices over to coverage feedback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import random
+import socket
+import struct
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bpfseal.signer import audit_read, protocol
+from bpfseal.signer import bundle as wire
+from bpfseal.signer.abi import Abi
+from bpfseal.signer.audit import AuditLog
+from bpfseal.signer.keys import Keys, SoftKey
+from bpfseal.signer.peer import want_credentials
+from bpfseal.signer.policy import Policy
+from bpfseal.signer.protocol import HEADER
+from bpfseal.signer.seal import Sealer
+from bpfseal.signer.server import Server
+from bpfseal.signer.service import Facts, FixedPolicy, Service
+from tests.loader import samples
+from tests.signer_process.conftest import small_bundle
+
+POLICY = f"""
+version = 1
+[[rule]]
+name = "fuzz"
+uid = {os.getuid()}
+probes = "tracepoint:syscalls:sys_enter_open*"
+classes = ["basic", "map", "output"]
+map_types = ["array", "ringbuf"]
+max_insns = 64
+max_map_bytes = 65536
+per_minute = 0
+"""
+# What the oracle lets pass: helpers by number (map_lookup_elem, get_smp_processor_id, ringbuf_output), map types.
+ORACLE_HELPERS = {1, 2, 3, 5, 6, 8, 14, 15, 125, 130, 131, 132, 133, 134, 160, 195}
+ORACLE_MAPS = {2, 27}
+
+
+def seeds() -> list[wire.Bundle]:
+    """Bundles to start from: some within the policy, some not."""
+    bundles = [wire.decode(small_bundle()), wire.decode(small_bundle("syscalls:sys_enter_kill"))]
+    attach = (wire.Attach("perf_tracepoint", "tracepoint:syscalls:sys_enter_openat", "syscalls:sys_enter_openat"),)
+    for one in (samples.small(), samples.tiny()):
+        programs = tuple(
+            msgspec.structs.replace(p, attach=attach, type=5, expected_attach_type=0) for p in one.programs
+        )
+        bundles.append(msgspec.structs.replace(one, programs=programs))
+        bundles.append(one)
+    return bundles
+
+
+class Chooser:
+    """Source of decisions: a seeded generator, or bytes handed in by a fuzzing engine."""
+
+    def __init__(self, seed: int | bytes) -> None:
+        self._random = random.Random(seed)
+
+    def number(self, limit: int) -> int:
+        return self._random.randrange(limit)
+
+    def pick(self, options: Any) -> Any:
+        return options[self.number(len(options))]
+
+    def bytes(self, size: int) -> bytes:
+        return self._random.randbytes(size)
+
+
+class Messages:
+    """Makes the bytes of one message."""
+
+    def __init__(self, choose: Chooser, bundles: list[wire.Bundle]) -> None:
+        self.choose = choose
+        self.bundles = bundles
+
+    def make(self) -> bytes:
+        makers: list[Callable[[], bytes]] = [
+            self.control, self.seal, self.seal_changed, self.seal_changed, self.seal_flipped, self.flipped, self.header,
+            self.noise, self.restructured,
+        ]  # fmt: skip
+        return self.choose.pick(makers)()
+
+    def control(self) -> bytes:
+        kinds = (protocol.Hello, protocol.Status, protocol.Certificate, protocol.ListKeys, protocol.Rotate)
+        if self.choose.number(30) == 0:
+            return protocol.frame(protocol.Revoke())
+        return protocol.frame(self.choose.pick(kinds)())
+
+    def _frame(self, data: bytes) -> bytes:
+        request = wire.SealRequest(bundle=data, lifetime=self.choose.pick((0, 1, 60, -1, 2**40)))
+        if self.choose.number(3):
+            return protocol.frame(protocol.Seal(request=request))
+        return protocol.frame(protocol.Check(request=request, uid=self.choose.pick((-1, 0, 5, 2**31))))
+
+    def seal(self) -> bytes:
+        return self._frame(wire.encode(self.choose.pick(self.bundles)))
+
+    def seal_changed(self) -> bytes:
+        """A bundle with one field somewhere replaced by something of the same kind."""
+        tree = msgspec.to_builtins(self.choose.pick(self.bundles), builtin_types=(bytes,))
+        self._change(tree, 8)
+        return self._frame(msgspec.msgpack.encode(tree))
+
+    def _change(self, node: Any, depth: int) -> None:
+        if isinstance(node, dict) and node:
+            key: Any = self.choose.pick(sorted(node, key=str))
+        elif isinstance(node, list) and node:
+            key = self.choose.number(len(node))
+        else:
+            return
+        child = node[key]
+        if isinstance(child, dict | list) and child and depth and self.choose.number(5):
+            self._change(child, depth - 1)
+            return
+        node[key] = self._other(child)
+
+    def _other(self, value: Any) -> Any:
+        choose = self.choose
+        if isinstance(value, bool):
+            return not value
+        if isinstance(value, int):
+            return choose.pick(
+                (0, 1, value + 1, value ^ 1 << choose.number(33), 2**31, 2**32 - 1, 2**32, 2**63 - 1, -1)
+            )
+        if isinstance(value, str):
+            other = (
+                "",
+                "x",
+                "../x",
+                value + "\0",
+                "\x1b[2J",
+                "tracepoint:syscalls:sys_enter_execve",
+                "🐝" * 40,
+                value * 3,
+            )
+            return choose.pick(other)
+        if isinstance(value, bytes):
+            return self._other_bytes(value)
+        if isinstance(value, list):
+            return choose.pick(([], value * 2, value[:1], [None], [[]]))
+        return choose.pick((None, 0, "", [], {}))
+
+    def _other_bytes(self, value: bytes) -> bytes:
+        choose = self.choose
+        if not value:
+            return choose.bytes(choose.number(64))
+        at = choose.number(len(value))
+        flipped = value[:at] + bytes((value[at] ^ 1 << choose.number(8),)) + value[at + 1 :]
+        insn = struct.pack("<BBhi", choose.number(256), choose.number(256), choose.number(8) - 4, choose.number(256))
+        whole = at // 8 * 8
+        return choose.pick(
+            (flipped, flipped, value[:at], value + value, insn + value, value[:whole] + insn + value[whole + 8 :])
+        )
+
+    def seal_flipped(self) -> bytes:
+        data = bytearray(wire.encode(self.choose.pick(self.bundles)))
+        for _ in range(1 + self.choose.number(4)):
+            data[self.choose.number(len(data))] ^= 1 << self.choose.number(8)
+        return self._frame(bytes(data))
+
+    def flipped(self) -> bytes:
+        data = bytearray(self.choose.pick((self.control, self.seal))())
+        for _ in range(1 + self.choose.number(3)):
+            data[self.choose.number(len(data))] ^= 1 << self.choose.number(8)
+        return bytes(data)
+
+    def header(self) -> bytes:
+        sizes = (0, 1, 5, 1 << 20, (1 << 20) + 1, 8 << 20, 2**32 - 1)
+        return HEADER.pack(self.choose.pick(sizes), self.choose.number(3), self.choose.number(3)) + self.choose.bytes(4)
+
+    def noise(self) -> bytes:
+        return self.choose.bytes(self.choose.number(64))
+
+    def restructured(self) -> bytes:
+        """Valid msgpack of the wrong shape."""
+        leaf: Any = self.choose.pick((0, None, "", b"", 1.5, [], {}, "seal", 2**64 - 1))
+        for _ in range(self.choose.number(40)):
+            leaf = self.choose.pick(([leaf], {"type": leaf}, {"type": "seal", "request": leaf}, {"bundle": leaf}))
+        body = msgspec.msgpack.encode(leaf)
+        return HEADER.pack(len(body), protocol.VERSION, 0) + body
+
+
+def within_policy(data: bytes) -> str:
+    """The oracle: why a bundle must not be signed, by an independent look at its raw fields. "" if it may be."""
+    tree = msgspec.msgpack.decode(data)
+    for entry in tree["maps"]:
+        if entry["type"] not in ORACLE_MAPS:
+            return f"map type {entry['type']}"
+    for program in tree["programs"]:
+        for attach in program["attach"]:
+            if not attach["probe"].startswith("tracepoint:syscalls:sys_enter_open"):
+                return f"probe {attach['probe']}"
+        code, at = program["insns"], 0
+        if len(code) > 64 * 8:
+            return "size"
+        while at < len(code):
+            op, registers, _, imm = struct.unpack_from("<BBhi", code, at)
+            source = registers >> 4
+            if op == 0x18:
+                if source not in (0, 4, 5, 6):
+                    return f"ld_imm64 kind {source}"
+                at += 8
+            elif op in (0x85, 0x8D):
+                if op == 0x8D or source == 2:
+                    return "kfunc or register call"
+                if source == 0 and imm not in ORACLE_HELPERS:
+                    return f"helper {imm}"
+            at += 8
+    return ""
+
+
+@dataclass
+class Outcome:
+    """What a campaign saw."""
+
+    messages: int = 0
+    replies: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+
+
+class Campaign:
+    """The helper's loop in this process, without a listening socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "log" / "audit.jsonl"
+        keys = Keys(SoftKey.generate("ec"), "ec", 600, ring=False)
+        abi = Abi(2, None, "", can_verify=True)  # so that signing happens, whatever this kernel does
+        audit = AuditLog(str(self.path), segment_bytes=4 << 20)
+        policy = FixedPolicy(Policy.parse(POLICY.encode()))
+        self.said: list[str] = []
+        self.service = Service(
+            Facts("system", os.getpid(), "ephemeral", "fuzz"), keys, Sealer(keys, abi, bind_tgid=True), policy, audit,
+            admins=frozenset((os.getuid(),)), say=self.said.append,
+        )  # fmt: skip
+        self.server = Server(self.service, single=socket.socketpair()[0])
+        self.bundles = seeds()
+        self.seen = Outcome()
+
+    def connect(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        want_credentials(theirs)
+        self.server._adopt(theirs, keep=False)
+        ours.setblocking(False)
+        return ours
+
+    def one(self, choose: Chooser, limit: int = 256) -> None:
+        """One input."""
+        messages = Messages(choose, self.bundles)
+        socks = [self.connect() for _ in range(1 + choose.number(3))]
+        for _ in range(1 + choose.number(limit)):
+            index = choose.number(len(socks))
+            data = messages.make()
+            begin = time.monotonic()
+            if not self._send(socks[index], data, choose):
+                socks[index].close()
+                socks[index] = self.connect()
+            self.seen.slowest = max(self.seen.slowest, time.monotonic() - begin)
+            self.seen.messages += 1
+        for sock in socks:
+            sock.close()
+        self.service._keys.rotate()
+        for _ in range(4):
+            self.server.turn(0)
+
+    def _send(self, sock: socket.socket, data: bytes, choose: Chooser) -> bool:
+        """Whether the connection is still good."""
+        cut = choose.number(len(data) + 1) if choose.number(8) == 0 else len(data)
+        for part in (data[:cut], data[cut:]):
+            try:
+                sock.sendall(part)
+            except (BrokenPipeError, ConnectionResetError, BlockingIOError):
+                return False
+            self.server.turn(0)
+        self.server.turn(0)
+        return self._reply(sock, data)
+
+    def _reply(self, sock: socket.socket, data: bytes) -> bool:
+        try:
+            answer = sock.recv(1 << 22)
+        except BlockingIOError:
+            return False  # waits for the rest of a message that never comes
+        except ConnectionResetError:
+            return False
+        if not answer:
+            return False
+        reply = protocol.decode_reply(answer[HEADER.size : HEADER.size + HEADER.unpack_from(answer)[0]])
+        self.seen.replies[type(reply).__name__] += 1
+        if isinstance(reply, protocol.SealReply):
+            request = protocol.decode_request(data[HEADER.size :])
+            assert isinstance(request, protocol.Seal)
+            if why := within_policy(request.request.bundle):
+                self.seen.wrong.append(f"{why}: {base64.b64encode(request.request.bundle).decode()}")
+        elif isinstance(reply, protocol.Failed) and "internal" in reply.message:
+            self.seen.wrong.append(f"{self.said[-1]}: {base64.b64encode(data).decode()}")
+        return not isinstance(reply, protocol.Failed) or "message" not in reply.message
+
+    def finish(self) -> Outcome:
+        self.server.close()
+        self.service.close()
+        report = audit_read.verify(str(self.path))
+        self.seen.wrong += [str(finding) for finding in report.findings]
+        seals = sum(record["event"] == "seal" for record in audit_read.records(str(self.path)))
+        if seals < self.seen.replies["SealReply"]:
+            self.seen.wrong.append(f"{self.seen.replies['SealReply']} signatures, {seals} records")
+        return self.seen
+
+
+def run(runs: int, seed: int, seconds: float = 0) -> Outcome:
+    """`runs` messages or so (or `seconds`), from `seed`."""
+    stop = time.monotonic() + seconds if seconds else float("inf")
+    with tempfile.TemporaryDirectory() as folder:
+        campaign = Campaign(Path(folder))
+        number = 0
+        while campaign.seen.messages < runs and time.monotonic() < stop and not campaign.seen.wrong:
+            campaign.one(Chooser(seed * 1_000_003 + number))
+            number += 1
+        return campaign.finish()
+
+
+def with_atheris() -> None:
+    import atheris
+
+    campaign = Campaign(Path(tempfile.mkdtemp()))
+
+    def test(data: bytes) -> None:
+        campaign.one(Chooser(data), limit=16)
+        if campaign.seen.wrong:
+            raise AssertionError(campaign.seen.wrong[0])
+
+    atheris.Setup(sys.argv, test)
+    atheris.Fuzz()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0)
+    options = parser.parse_args()
+    begin = time.monotonic()
+    seen = run(options.runs if not options.seconds else sys.maxsize, options.seed, options.seconds)
+    took = time.monotonic() - begin
+    print(f"{seen.messages} messages in {took:.0f} s, slowest {seen.slowest * 1e3:.0f} ms, {dict(seen.replies)}")
+    for wrong in seen.wrong[:5]:
+        print("WRONG", wrong)
+    return 1 if seen.wrong or seen.slowest > 1 else 0
+
+
+if __name__ == "__main__":
+    if "--atheris" in sys.argv:
+        sys.argv.remove("--atheris")
+        with_atheris()
+    else:
+        raise SystemExit(main())

@@ -1,0 +1,95 @@
+"""kill -9 at random points under load: no signature without a record, no unreadable log, clients told in time."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+
+import pytest
+
+from bpfseal.signer import audit_read
+from bpfseal.signer.client import SignerClient, SignerError
+
+from .conftest import Helper, running, small_bundle
+
+
+class Load:
+    """Clients that seal until their helper is gone, and remember every record number they got a seal for."""
+
+    def __init__(self, helper: Helper, clients: int) -> None:
+        self.seen: list[tuple[int, str]] = []
+        self.trouble: list[str] = []
+        self.stopped: list[float] = []
+        self._helper = helper
+        self.threads = [threading.Thread(target=self._work) for _ in range(clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def _work(self) -> None:
+        try:
+            with self._helper.client() as client:
+                self._seal(client)
+        except SignerError as error:
+            if "lost the signing helper" not in error.message and "no signing helper" not in error.message:
+                self.trouble.append(error.message)
+        self.stopped.append(time.monotonic())
+
+    def _seal(self, client: SignerClient) -> None:
+        from bpfseal.signer import bundle as wire
+
+        while True:
+            sealed = client.seal(small_bundle())
+            self.seen.append((sealed.record, wire.digest(sealed.loader + sealed.metadata)))
+
+    def join(self) -> float:
+        """When the last client was done."""
+        for thread in self.threads:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in self.threads)
+        return max(self.stopped)
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(1000, marks=pytest.mark.slow)])
+def test_kills_under_load(kills: int) -> None:
+    chance = random.Random(7)
+    seen: set[tuple[int, str]] = set()
+    with running() as helper:
+        for _ in range(kills):
+            load = Load(helper, 8 if kills < 100 else 32)
+            time.sleep(chance.random() * 0.25)
+            os.kill(helper.pid, 9)
+            killed = time.monotonic()
+            helper.process.wait()
+            assert load.join() - killed < 2.5
+            assert load.trouble == []
+            seen.update(load.seen)
+            assert helper.process.stderr is not None
+            helper.process.stderr.close()
+            helper.start()
+            assert helper.process.poll() is None
+        report = audit_read.verify(str(helper.audit))
+        assert report.good, report.findings
+        recorded = {(r["seq"], r["sealed"]) for r in audit_read.records(str(helper.audit)) if r["event"] == "seal"}
+        assert seen
+        assert seen <= recorded
+
+
+def test_client_killed_at_random_points() -> None:
+    """The helper outlives its clients, whatever they were in the middle of."""
+    chance = random.Random(8)
+    with running() as helper:
+        for _ in range(40):
+            child = os.fork()
+            if child == 0:
+                with helper.client() as client:
+                    while True:
+                        client.seal(small_bundle())
+            time.sleep(chance.random() * 0.05)
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        with helper.client() as client:
+            assert client.seal(small_bundle()).record
+            assert dict(client.status().totals)["internal_errors"] == 0
+        assert audit_read.verify(str(helper.audit)).good
