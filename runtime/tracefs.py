@@ -86,20 +86,13 @@ class Tracefs:
         text = self._event_file(category, event, "id")
         return int(text) if text is not None and text.strip().isdecimal() else None
 
-    def traceable_functions(self) -> list[tuple[str, str]] | None:
-        """(function, module or "") of what ftrace can attach to; None where the list is not there or not for us
-        (a locked down kernel refuses it even to root)."""
+    def traceable_functions(self) -> str | None:
+        """Text of the list of what ftrace can attach to, "FUNCTION [MODULE]" by line; None where it is not there or
+        not for us (a locked down kernel refuses it even to root)."""
         try:
-            text = self.read("available_filter_functions").decode("utf-8", "replace")
+            return self.read("available_filter_functions").decode("utf-8", "replace")
         except OSError:
             return None
-        found = []
-        for line in text.splitlines():
-            name, _, rest = line.partition(" ")
-            module = rest.strip()
-            if name and not name.startswith("__ftrace_invalid_address__"):
-                found.append((name, module[1:-1] if module.startswith("[") else ""))
-        return found
 
     def close(self) -> None:
         if self._fd >= 0:

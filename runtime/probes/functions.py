@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 # Tracing these has brought machines down although the kernel lets one (see kprobe_multi_test.c of its selftests).
 _DANGEROUS: Final = frozenset(("arch_cpu_idle", "default_idle", "bpf_dispatcher_xdp_func"))
 _DANGEROUS_START: Final = ("rcu_", "__ftrace_invalid_address__")
+_SAFE: Final = rf"(?!{'|'.join(_DANGEROUS_START)}|(?:{'|'.join(_DANGEROUS)})(?!\S)|\S*\.part\.)"
+# One expression over the whole text: 60,000 lines take 20 ms, a loop in Python takes five times that.
+_LISTED: Final = re.compile(rf"^{_SAFE}(\S+)(?:[ \t]+\[([^\]\n]+)\])?", re.MULTILINE)
+_SYMBOL: Final = re.compile(rf"^\S+ [tTwW] {_SAFE}([^\s.]+)(?:[ \t]+\[([^\]\n]+)\])?$", re.MULTILINE)
 _KALLSYMS: Final = "/proc/kallsyms"
 
 
@@ -38,22 +42,15 @@ class KernelFunctions:
         return re.search(rb" [tTwW] " + re.escape(function.encode()) + rb"(?:\t|$)", self._kallsyms, re.M) is not None
 
     @cached_property
-    def symbols(self) -> list[tuple[str, str]]:
-        """(function, module or "") of every text symbol, as they stand in memory."""
-        text = self._kallsyms.decode("utf-8", "replace")
-        return re.findall(r"^\S+ [tTwW] ([^\t\n]+)(?:\t\[(.*)\])?$", text, re.M)
-
-    @cached_property
     def traceable(self) -> dict[tuple[str, str], None]:
         """(function, module or "") of what can be probed, in the order of the source.
 
         That is ftrace's list; where it may not be read, every function of the symbol table that has a plain name: the
         kernel then decides when the probe is attached.
         """
-        listed = self._listed
-        if listed is None:
-            listed = [pair for pair in self.symbols if "." not in pair[0]]
-        return dict.fromkeys(pair for pair in listed if safe(pair[0]))
+        if self._listed is not None:
+            return dict.fromkeys(_LISTED.findall(self._listed))
+        return dict.fromkeys(_SYMBOL.findall(self._kallsyms.decode("utf-8", "replace")))
 
     @cached_property
     def listed_by_ftrace(self) -> bool:
@@ -61,7 +58,7 @@ class KernelFunctions:
         return self._listed is not None
 
     @cached_property
-    def _listed(self) -> list[tuple[str, str]] | None:
+    def _listed(self) -> str | None:
         try:
             return self._world.tracefs.traceable_functions()
         except BpfsealError:

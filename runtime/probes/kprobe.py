@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from bpfseal.dsl.env import Args, AttachSpec, Point
     from bpfseal.dsl.types import Field, Type
 
+_PMU = "/sys/bus/event_source/devices/kprobe"
 _REGISTERS = 6  # integer arguments that x86-64 passes in registers; arm64 has 8
 
 
@@ -102,6 +104,8 @@ def _kernel(type: Type) -> Type:
 
 
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
+    if not os.path.exists(_PMU):
+        return []  # nothing can be attached, whatever functions there are
     if ":" in pattern:
         return sorted({f"{owner or 'vmlinux'}:{function}" for function, owner in world.functions.traceable})
     return sorted({function for function, _ in world.functions.traceable})

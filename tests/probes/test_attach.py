@@ -226,6 +226,43 @@ def test_uprobe_of_one_process(target: Path) -> None:
         assert program.count == 70
 
 
+THREADS = r"""
+#include <pthread.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+__attribute__((noinline)) int first(int x) { return x + 1; }
+static void *run(void *unused) { for (int i = 0; i < 25; i++) first(i); return unused; }
+int main(void) {
+    pthread_t thread;
+    getchar();
+    pthread_create(&thread, NULL, run, NULL);
+    pthread_join(thread, NULL);
+    run(NULL);
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("kind", ["uprobe", "uprobe_multi"])
+def test_uprobe_of_one_process_sees_all_its_threads(tmp_path: Path, kind: str) -> None:
+    path = kit.compile_c(tmp_path / "threads", THREADS, "-pthread")
+    offset = file_offset(path, "first")
+    more = (
+        {"params": {"offset": offset, "pid": -1}} if kind == "uprobe" else {"offsets": (offset,), "params": {"pid": -1}}
+    )
+    attach_type = bpf_link.TRACE_UPROBE_MULTI if kind == "uprobe_multi" else 0
+    with (
+        kit.counter(kit.KPROBE, attach_type=attach_type) as program,
+        subprocess.Popen([path], stdin=subprocess.PIPE) as chosen,
+    ):
+        link = attach(spec(kind, str(path), **more), program.prog, AttachContext(pid=chosen.pid))
+        subprocess.run([path], input=b"\n", check=True)
+        chosen.communicate(b"\n")
+        link.close()
+        assert program.count == 50
+
+
 @pytest.mark.parametrize("flag", ["", "retprobe"])
 def test_uprobe_multi_counts_with_cookies(target: Path, flag: str) -> None:
     offsets = (file_offset(target, "first"), file_offset(target, "second"))

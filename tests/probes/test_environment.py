@@ -459,3 +459,45 @@ def test_exact_arguments_type() -> None:
     for text, context in (("begin", "none"), ("interval:s:1", "registers"), ("self:signal:SIGUSR1", "none")):
         for point in points(environment, text):
             assert environment.args(point) == Args(None, context)
+
+
+class TestFunctionLists:
+    FTRACE = (
+        "vfs_read\nrcu_x\ndefault_idle\ndefault_idle_call\nfoo.part.0\nbar.isra.0 [veth]\nbaz\t[m]\n"
+        "__ftrace_invalid_address___12\nx_rcu_y\nwith.part.1.two\n"
+    )
+    KALLSYMS = (
+        "ffffffff81000000 T _stext\nffffffff81000010 t quiet.cold\nffffffff81000020 D data\n"
+        "ffffffff81000030 t rcu_core\nffffffffc0000000 t veth_xmit\t[veth]\nffffffffc0000010 W weak\n"
+    )
+
+    def functions(
+        self, monkeypatch: pytest.MonkeyPatch, listed: str | None, symbols: str
+    ) -> dict[tuple[str, str], None]:
+        from bpfseal.runtime.probes.functions import KernelFunctions
+        from bpfseal.runtime.probes.world import World
+
+        found = KernelFunctions(World())
+        monkeypatch.setitem(found.__dict__, "_listed", listed)
+        monkeypatch.setitem(found.__dict__, "_kallsyms", symbols.encode())
+        return found.traceable
+
+    def test_by_ftrace(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert list(self.functions(monkeypatch, self.FTRACE, "")) == [
+            ("vfs_read", ""),
+            ("default_idle_call", ""),
+            ("bar.isra.0", "veth"),
+            ("baz", "m"),
+            ("x_rcu_y", ""),
+        ]
+
+    def test_by_symbols(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert list(self.functions(monkeypatch, None, self.KALLSYMS)) == [
+            ("_stext", ""),
+            ("veth_xmit", "veth"),
+            ("weak", ""),
+        ]
+
+    def test_nothing_to_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.functions(monkeypatch, None, "") == {}
+        assert self.functions(monkeypatch, "", "") == {}
