@@ -190,7 +190,8 @@ class Reader(Record, frozen=True):
 
 READER_VERSION = 1
 
-_encoder = msgspec.msgpack.Encoder(order="deterministic")
+# Not order="deterministic": that refuses the integer keys of `enums`. Who fills the dicts does so in a fixed order.
+_encoder = msgspec.msgpack.Encoder()
 
 
 def encode(reader: Reader) -> bytes:
