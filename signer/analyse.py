@@ -112,7 +112,7 @@ class Kernel:
             name = btf.name(id) or name
             if btf.kind(id) != btf_kinds.FUNC:
                 raise Refusal("kfunc", f"call of BTF type {id} ({name}), which is not a function", attribute=name)
-            if "bpf_kfunc" not in btf.decl_tags(id):
+            if not btf.is_kfunc(id):
                 raise Refusal("kfunc", f"call of {name}, which is not a kfunc", attribute=name)
             params, writes = btf.params(btf.size_or_type(id)), 0
             for number, (_name, type_id) in enumerate(params, 1):

@@ -75,6 +75,7 @@ class Btf:
         self.base = base
         self.raw = data
         self._words = memoryview(data)[types : types + type_len].cast("I")
+        self._types: int = types
         self._strings: int = strings
         self._strings_end: int = strings + str_len
         self._first = len(base) if base is not None else 1
@@ -82,6 +83,7 @@ class Btf:
         self._positions: Sequence[int] = packed("I") if positions is None else positions
         self._unread = 0 if positions is None else len(self._words)  # where the scan stopped
         self._index: dict[int, dict[int, int]] = {}
+        self._tagged: dict[str, frozenset[int]] = {}
 
     # Where it comes from
 
@@ -255,7 +257,25 @@ class Btf:
 
     def is_kfunc(self, id: int) -> bool:
         """Whether a FUNC is marked `bpf_kfunc` (pahole writes the tag since 1.26, Linux 6.10)."""
-        return self.kind(id) == FUNC and "bpf_kfunc" in self.decl_tags(id)
+        return id in self.tagged("bpf_kfunc") and self.kind(id) == FUNC
+
+    def tagged(self, tag: str) -> frozenset[int]:
+        """Ids in this blob with a tag on the whole declaration. Found by the bytes of such records, without a scan of
+        all types."""
+        known = self._tagged.get(tag)
+        if known is None:
+            found: set[int] = set()
+            begin, words = self._types, self._words
+            for offset in self._string_offsets(tag):
+                record = struct.pack("<II", offset, DECL_TAG << 24)
+                at = self.raw.find(record, begin, begin + 4 * len(words) - 8)
+                while at >= 0:
+                    index = (at - begin) // 4
+                    if (at - begin) % 4 == 0 and words[index + 3] == 0xFFFFFFFF:
+                        found.add(words[index + 2])
+                    at = self.raw.find(record, at + 4, begin + 4 * len(words) - 8)
+            known = self._tagged[tag] = frozenset(found)
+        return known
 
     # Inside
 
