@@ -61,6 +61,7 @@ per_minute = 0
 # What the oracle lets pass: helpers by number (map_lookup_elem, get_smp_processor_id, ringbuf_output), map types.
 ORACLE_HELPERS = {1, 2, 3, 5, 6, 8, 14, 15, 125, 130, 131, 132, 133, 134, 160, 195}
 ORACLE_MAPS = {2, 27}
+_TARGETS = "syscalls:sys_enter_open"
 
 
 def seeds() -> list[wire.Bundle]:
@@ -213,9 +214,10 @@ def within_policy(data: bytes) -> str:
         if entry["type"] not in ORACLE_MAPS:
             return f"map type {entry['type']}"
     for program in tree["programs"]:
-        for attach in program["attach"]:
-            if not attach["probe"].startswith("tracepoint:syscalls:sys_enter_open"):
-                return f"probe {attach['probe']}"
+        # `probe` is for people; where a program goes is said by kind and target.
+        places = [(attach["kind"], attach["target"]) for attach in program["attach"]]
+        if not places or any(k != "perf_tracepoint" or not t.startswith(_TARGETS) for k, t in places):
+            return f"places {places}"
         code, at = program["insns"], 0
         if len(code) > 64 * 8:
             return "size"
