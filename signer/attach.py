@@ -18,65 +18,40 @@ import re
 from typing import Final
 
 from bpfseal.signer import btf as kinds
+from bpfseal.signer import helpers as known
 from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.bundle import Attach, ProgramSpec
-from bpfseal.signer.helpers import (
-    ATTACH_PERF_EVENT,
-    ATTACH_TYPES,
-    ATTACH_XDP,
-    KPROBE,
-    KPROBE_MULTI,
-    KPROBE_SESSION,
-    LSM,
-    LSM_MAC,
-    MODIFY_RETURN,
-    PERF_EVENT,
-    PROGRAM_TYPES,
-    RAW_TRACEPOINT,
-    SCHED_CLS,
-    SYSCALL,
-    TCX_EGRESS,
-    TCX_INGRESS,
-    TRACE_FENTRY,
-    TRACE_FEXIT,
-    TRACE_FSESSION,
-    TRACE_ITER,
-    TRACE_RAW_TP,
-    TRACEPOINT,
-    TRACING,
-    UPROBE_MULTI,
-    UPROBE_SESSION,
-    XDP,
-)
 from bpfseal.signer.refusal import Refusal
 
 MAX_TARGETS: Final = 1 << 16  # per program
-_TRACED: Final = (TRACE_RAW_TP, TRACE_FENTRY, TRACE_FEXIT, MODIFY_RETURN, TRACE_FSESSION)
-_RUN: Final[dict[int, tuple[int, ...]]] = {RAW_TRACEPOINT: (0,), SYSCALL: (0,)}
+_TRACED: Final = (known.TRACE_RAW_TP, known.TRACE_FENTRY, known.TRACE_FEXIT, known.MODIFY_RETURN, known.TRACE_FSESSION)
+_RUN: Final[dict[int, tuple[int, ...]]] = {known.RAW_TRACEPOINT: (0,), known.SYSCALL: (0,)}
 
 # Attach.kind → program type → expected attach types
 _KINDS: Final[dict[str, dict[int, tuple[int, ...]]]] = {
-    "perf_tracepoint": {TRACEPOINT: (0,)},
-    "raw_tracepoint": {RAW_TRACEPOINT: (0,)},
-    "trace": {TRACING: _TRACED, LSM: (LSM_MAC,)},
-    "iter": {TRACING: (TRACE_ITER,)},
-    "kprobe": {KPROBE: (0,)},
-    "kprobe_multi": {KPROBE: (KPROBE_MULTI, KPROBE_SESSION)},
-    "uprobe": {KPROBE: (0,)},
-    "uprobe_multi": {KPROBE: (UPROBE_MULTI, UPROBE_SESSION)},
-    "usdt": {KPROBE: (0, UPROBE_MULTI)},
-    "perf_event": {PERF_EVENT: (0, ATTACH_PERF_EVENT)},
-    "watchpoint": {PERF_EVENT: (0, ATTACH_PERF_EVENT)},
+    "perf_tracepoint": {known.TRACEPOINT: (0,)},
+    "raw_tracepoint": {known.RAW_TRACEPOINT: (0,)},
+    "trace": {known.TRACING: _TRACED, known.LSM: (known.LSM_MAC,)},
+    "iter": {known.TRACING: (known.TRACE_ITER,)},
+    "kprobe": {known.KPROBE: (0,)},
+    "kprobe_multi": {known.KPROBE: (known.KPROBE_MULTI, known.KPROBE_SESSION)},
+    "uprobe": {known.KPROBE: (0,)},
+    "uprobe_multi": {known.KPROBE: (known.UPROBE_MULTI, known.UPROBE_SESSION)},
+    "usdt": {known.KPROBE: (0, known.UPROBE_MULTI)},
+    "perf_event": {known.PERF_EVENT: (0, known.ATTACH_PERF_EVENT)},
+    "watchpoint": {known.PERF_EVENT: (0, known.ATTACH_PERF_EVENT)},
     "test_run": _RUN,
     "signal": _RUN,
-    "xdp": {XDP: (0, ATTACH_XDP)},
-    "tc": {SCHED_CLS: (0, TCX_INGRESS, TCX_EGRESS)},
+    "xdp": {known.XDP: (0, known.ATTACH_XDP)},
+    "tc": {known.SCHED_CLS: (0, known.TCX_INGRESS, known.TCX_EGRESS)},
 }
-_ATTACH_TYPES: Final = {type: {e for table in _KINDS.values() for e in table.get(type, ())} for type in PROGRAM_TYPES}
-_IN_LOAD: Final = frozenset((TRACING, LSM))  # types whose target is part of BPF_PROG_LOAD
-_PREFIXES: Final = {TRACE_RAW_TP: "btf_trace_", LSM_MAC: "bpf_lsm_", TRACE_ITER: "bpf_iter_"}
-_PROVIDERS: Final = {TRACE_RAW_TP: "rawtracepoint", LSM_MAC: "lsm", TRACE_ITER: "iter"}
+_ATTACH_TYPES: Final = {
+    type: {e for table in _KINDS.values() for e in table.get(type, ())} for type in known.PROGRAM_TYPES
+}
+_IN_LOAD: Final = frozenset((known.TRACING, known.LSM))  # types whose target is part of BPF_PROG_LOAD
+_PREFIXES: Final = {known.TRACE_RAW_TP: "btf_trace_", known.LSM_MAC: "bpf_lsm_", known.TRACE_ITER: "bpf_iter_"}
+_PROVIDERS: Final = {known.TRACE_RAW_TP: "rawtracepoint", known.LSM_MAC: "lsm", known.TRACE_ITER: "iter"}
 _TEXT: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f]{0,4096}")
 _EVENT: Final = {0: ("hardware",), 1: ("profile", "interval", "software"), 3: ("hardware",)}
 _RUNS: Final = re.compile(r"(?i:begin|end)|(self|test|bench):[\w:.*-]{1,128}")
@@ -87,17 +62,15 @@ def attach_targets(spec: ProgramSpec) -> tuple[tuple[str, ...], bool]:
     do not fit the program."""
     allowed = _ATTACH_TYPES.get(spec.type)
     if allowed is None or spec.expected_attach_type not in allowed | {0}:
-        raise Refusal(
-            "attach-type",
-            f"attach type {spec.expected_attach_type} does not fit a {PROGRAM_TYPES.get(spec.type, spec.type)} program",
-            attribute="expected_attach_type",
-        )
+        kind = known.PROGRAM_TYPES.get(spec.type, spec.type)
+        reason = f"attach type {spec.expected_attach_type} does not fit a {kind} program"
+        raise Refusal("attach-type", reason, attribute="expected_attach_type")
     in_load = spec.type in _IN_LOAD
     if in_load:
         names = _load_targets(spec)
     elif spec.attach_btf or spec.attach_btf_id or spec.attach_module:
         raise Refusal(
-            "attach-btf", f"a {PROGRAM_TYPES[spec.type]} program has no target in BTF", attribute="attach_btf"
+            "attach-btf", f"a {known.PROGRAM_TYPES[spec.type]} program has no target in BTF", attribute="attach_btf"
         )
     else:
         names = []
@@ -109,7 +82,7 @@ def attach_targets(spec: ProgramSpec) -> tuple[tuple[str, ...], bool]:
             raise Refusal("size", f"more than {MAX_TARGETS} attach points", attribute="attach")
         if not in_load and attach.kind != "none":
             names += _names(attach)
-    return tuple(dict.fromkeys(names)) or (f"none:{PROGRAM_TYPES[spec.type]}",), in_load
+    return tuple(dict.fromkeys(names)) or (f"none:{known.PROGRAM_TYPES[spec.type]}",), in_load
 
 
 def _check_attach(attach: Attach, spec: ProgramSpec) -> None:
@@ -118,7 +91,7 @@ def _check_attach(attach: Attach, spec: ProgramSpec) -> None:
         if fits is None:
             raise Refusal("attach", f"unknown kind of attach point {attach.kind[:32]!r}", attribute="kind")
         if spec.expected_attach_type not in fits.get(spec.type, ()):
-            what = ATTACH_TYPES[spec.expected_attach_type] or PROGRAM_TYPES[spec.type]
+            what = known.ATTACH_TYPES[spec.expected_attach_type] or known.PROGRAM_TYPES[spec.type]
             raise Refusal("attach", f"a {what} program cannot be attached as {attach.kind}", attribute="kind")
     if attach.phase not in ("begin", "attach", "end"):
         raise Refusal("attach", f"unknown phase {attach.phase[:32]!r}", attribute="phase")
@@ -134,14 +107,14 @@ def _load_targets(spec: ProgramSpec) -> list[str]:
     kind, name = spec.expected_attach_type, spec.attach_btf
     prefix = _PREFIXES.get(kind, "")
     if not kind or not name.startswith(prefix) or len(name) == len(prefix) or not spec.attach_btf_id:
-        raise Refusal("attach-btf", f"no target for a {PROGRAM_TYPES[spec.type]} program", attribute="attach_btf")
+        raise Refusal("attach-btf", f"no target for a {known.PROGRAM_TYPES[spec.type]} program", attribute="attach_btf")
     short = name.removeprefix(prefix)
     if kind in _PROVIDERS:
         return [f"{_PROVIDERS[kind]}:{short}"]
     place = f"{spec.attach_module or 'vmlinux'}:{short}"
-    if kind == TRACE_FSESSION:
+    if kind == known.TRACE_FSESSION:
         return [f"fentry:{place}", f"fexit:{place}"]
-    return [f"{ATTACH_TYPES[kind]}:{place}"]
+    return [f"{known.ATTACH_TYPES[kind]}:{place}"]
 
 
 def _names(attach: Attach) -> list[str]:
@@ -179,7 +152,7 @@ def check_target(spec: ProgramSpec, kernel: Kernel) -> None:
     if spec.type not in _IN_LOAD:
         return
     name, id = spec.attach_btf, spec.attach_btf_id
-    wanted = kinds.TYPEDEF if spec.expected_attach_type == TRACE_RAW_TP else kinds.FUNC
+    wanted = kinds.TYPEDEF if spec.expected_attach_type == known.TRACE_RAW_TP else kinds.FUNC
     try:
         btf = Btf.module(spec.attach_module) if spec.attach_module else kernel.btf()
         found, kind = btf.name(id), btf.kind(id)

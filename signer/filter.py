@@ -15,57 +15,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bpfseal.signer import insn as isa
 from bpfseal.signer.bundle import MapSpec
 from bpfseal.signer.cfg import Flow, split
-from bpfseal.signer.insn import (
-    ADD,
-    ALU64,
-    AND,
-    ARSH,
-    DW,
-    FORMS,
-    JEQ,
-    JGE,
-    JGT,
-    JLE,
-    JLT,
-    JMP,
-    JNE,
-    JSET,
-    JSGE,
-    JSGT,
-    JSLE,
-    JSLT,
-    LSH,
-    MEM,
-    MOV,
-    OP_ATOMIC,
-    OP_BRANCH,
-    OP_EXIT,
-    OP_JUMP,
-    OP_JUMP_LONG,
-    OP_LD_IMM64,
-    OP_LOAD,
-    OP_SPILL,
-    OP_STORE,
-    OR,
-    PSEUDO_MAP_IDX_VALUE,
-    RSH,
-    SUB,
-    XOR,
-    H,
-    Insn,
-    W,
-    X,
-    imm64,
-)
+from bpfseal.signer.insn import Insn, imm64
 from bpfseal.signer.syscall_names import names
 
 SHARED: Final = ("sys_enter", "sys_exit")
 NUMBERS: Final = 512  # more than any architecture has system calls
 _MAX_STEPS: Final = 512
 _ALL: Final = tuple(range(NUMBERS))
-_SIZES: Final = {DW: 8, W: 4, H: 2}
+_SIZES: Final = {isa.DW: 8, isa.W: 4, isa.H: 2}
 _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 
 # Where `struct pt_regs` keeps the number of the system call: orig_ax; on arm64 syscallno.
@@ -86,28 +46,28 @@ _Value = int | tuple[int, ...] | str | _Const | None
 _State = tuple[int, list[_Value], tuple[int, ...]]
 
 _OPERATIONS: Final[dict[int, Callable[[int, int, int], int]]] = {
-    ADD: lambda a, b, _: a + b,
-    SUB: lambda a, b, _: a - b,
-    OR: lambda a, b, _: a | b,
-    AND: lambda a, b, _: a & b,
-    XOR: lambda a, b, _: a ^ b,
-    LSH: lambda a, b, bits: a << (b & bits - 1),
-    RSH: lambda a, b, bits: a >> (b & bits - 1),
-    ARSH: lambda a, b, bits: _signed(a, bits) >> (b & bits - 1),
-    MOV: lambda _a, b, _: b,
+    isa.ADD: lambda a, b, _: a + b,
+    isa.SUB: lambda a, b, _: a - b,
+    isa.OR: lambda a, b, _: a | b,
+    isa.AND: lambda a, b, _: a & b,
+    isa.XOR: lambda a, b, _: a ^ b,
+    isa.LSH: lambda a, b, bits: a << (b & bits - 1),
+    isa.RSH: lambda a, b, bits: a >> (b & bits - 1),
+    isa.ARSH: lambda a, b, bits: _signed(a, bits) >> (b & bits - 1),
+    isa.MOV: lambda _a, b, _: b,
 }
 _COMPARISONS: Final[dict[int, Callable[[int, int, int], bool]]] = {
-    JEQ: lambda a, b, _: a == b,
-    JNE: lambda a, b, _: a != b,
-    JGT: lambda a, b, _: a > b,
-    JGE: lambda a, b, _: a >= b,
-    JLT: lambda a, b, _: a < b,
-    JLE: lambda a, b, _: a <= b,
-    JSET: lambda a, b, _: bool(a & b),
-    JSGT: lambda a, b, bits: _signed(a, bits) > _signed(b, bits),
-    JSGE: lambda a, b, bits: _signed(a, bits) >= _signed(b, bits),
-    JSLT: lambda a, b, bits: _signed(a, bits) < _signed(b, bits),
-    JSLE: lambda a, b, bits: _signed(a, bits) <= _signed(b, bits),
+    isa.JEQ: lambda a, b, _: a == b,
+    isa.JNE: lambda a, b, _: a != b,
+    isa.JGT: lambda a, b, _: a > b,
+    isa.JGE: lambda a, b, _: a >= b,
+    isa.JLT: lambda a, b, _: a < b,
+    isa.JLE: lambda a, b, _: a <= b,
+    isa.JSET: lambda a, b, _: bool(a & b),
+    isa.JSGT: lambda a, b, bits: _signed(a, bits) > _signed(b, bits),
+    isa.JSGE: lambda a, b, bits: _signed(a, bits) >= _signed(b, bits),
+    isa.JSLT: lambda a, b, bits: _signed(a, bits) < _signed(b, bits),
+    isa.JSLE: lambda a, b, bits: _signed(a, bits) <= _signed(b, bits),
 }
 
 
@@ -157,28 +117,28 @@ class _Filter:
     def _step(self, at: int, regs: list[_Value], numbers: tuple[int, ...]) -> list[_State] | None:
         """States after one instruction; none for an exit, None for something with an effect."""
         insn = self.insns[at]
-        kind, dst, src, _uses = FORMS[insn.head]
-        if kind in (OP_STORE, OP_SPILL):
+        kind, dst, src, _uses = isa.FORMS[insn.head]
+        if kind in (isa.OP_STORE, isa.OP_SPILL):
             return [(at + 1, regs, numbers)] if dst == 10 else None
-        if kind == OP_EXIT:
+        if kind == isa.OP_EXIT:
             return []
-        if kind in (OP_JUMP, OP_JUMP_LONG):
+        if kind in (isa.OP_JUMP, isa.OP_JUMP_LONG):
             return [(self.flow.targets[at], regs, numbers)]
-        if kind == OP_BRANCH:
+        if kind == isa.OP_BRANCH:
             return self._branch(at, insn, regs, numbers)
-        if kind == OP_LD_IMM64:
+        if kind == isa.OP_LD_IMM64:
             value: _Value = imm64(insn, self.insns[at + 1]) if src == 0 else None
-            if src == PSEUDO_MAP_IDX_VALUE and self.maps[insn.imm].frozen:
+            if src == isa.PSEUDO_MAP_IDX_VALUE and self.maps[insn.imm].frozen:
                 value = _Const(insn.imm, self.insns[at + 1].imm)
             return [(at + 2, [*regs[:dst], value, *regs[dst + 1 :]], numbers)]
-        if kind >= OP_ATOMIC:
+        if kind >= isa.OP_ATOMIC:
             return None
-        value = self._load(insn, regs[src]) if kind == OP_LOAD else self._compute(insn, regs)
+        value = self._load(insn, regs[src]) if kind == isa.OP_LOAD else self._compute(insn, regs)
         return [(at + 1, [*regs[:dst], value, *regs[dst + 1 :]], numbers)]
 
     def _load(self, insn: Insn, base: _Value) -> _Value:
         size, off = _SIZES.get(insn.code & 0x18, 1), insn.off
-        if insn.code & 0xE0 != MEM:
+        if insn.code & 0xE0 != isa.MEM:
             return None
         if base == _CONTEXT and size == 8:  # (regs, number) on entry, (regs, result) on exit
             return _REGS if off == 0 else _ALL if off == 8 and self.entry else None
@@ -197,25 +157,25 @@ class _Filter:
 
     def _compute(self, insn: Insn, regs: list[_Value]) -> _Value:
         operation = insn.code & 0xF0
-        bits = 64 if insn.code & 7 == ALU64 else 32
+        bits = 64 if insn.code & 7 == isa.ALU64 else 32
         left: _Value = regs[insn.dst]
-        right: _Value = regs[insn.src] if insn.code & X else insn.imm & _U64
-        if operation == MOV and bits == 64 and not insn.off:
+        right: _Value = regs[insn.src] if insn.code & isa.X else insn.imm & _U64
+        if operation == isa.MOV and bits == 64 and not insn.off:
             return right
-        if operation == ADD and bits == 64 and isinstance(left, _Const):
-            moved = _each(_OPERATIONS[ADD], left.offset, right, 64)
+        if operation == isa.ADD and bits == 64 and isinstance(left, _Const):
+            moved = _each(_OPERATIONS[isa.ADD], left.offset, right, 64)
             return None if moved is None else _Const(left.map, moved)
         function = _OPERATIONS.get(operation)
         if function is None or insn.off:
             return None
-        return _each(function, 0 if operation == MOV else left, right, bits)
+        return _each(function, 0 if operation == isa.MOV else left, right, bits)
 
     def _branch(self, at: int, insn: Insn, regs: list[_Value], numbers: tuple[int, ...]) -> list[_State]:
         taken, falls = numbers, numbers
         compare = _COMPARISONS.get(insn.code & 0xF0)
         left: _Value = regs[insn.dst]
-        right: _Value = regs[insn.src] if insn.code & X else insn.imm & _U64
-        verdict = None if compare is None else _each(compare, left, right, 64 if insn.code & 7 == JMP else 32)
+        right: _Value = regs[insn.src] if insn.code & isa.X else insn.imm & _U64
+        verdict = None if compare is None else _each(compare, left, right, 64 if insn.code & 7 == isa.JMP else 32)
         if isinstance(verdict, tuple):
             taken = tuple([n for n in numbers if verdict[n]])
             falls = tuple([n for n in numbers if not verdict[n]])

@@ -10,28 +10,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from bpfseal.signer import insn as isa
 from bpfseal.signer.cfg import Flow
-from bpfseal.signer.insn import (
-    ALU64,
-    FORMS,
-    JEQ,
-    JMP,
-    JNE,
-    MOV,
-    OP_ATOMIC,
-    OP_BRANCH,
-    OP_EXIT,
-    OP_HELPER,
-    OP_JUMP,
-    OP_JUMP_LONG,
-    OP_LD_IMM64,
-    OP_MOVE,
-    OP_SPILL,
-    OP_STORE,
-    Insn,
-    X,
-    imm64,
-)
+from bpfseal.signer.insn import Insn, imm64
 
 GET_FUNC_IP: Final = 173
 _MAX_STEPS: Final = 1 << 16  # some 20,000 addresses
@@ -63,33 +44,33 @@ def guarded(insns: list[Insn], flow: Flow) -> frozenset[int] | None:
 def _step(insns: list[Insn], flow: Flow, at: int, regs: _State, found: set[int]) -> list[tuple[int, _State]] | None:
     """Where one instruction leads to without having matched; None if it has an effect and so no place in a guard."""
     insn = insns[at]
-    kind, dst, src, _uses = FORMS[insn.head]
-    if kind in (OP_SPILL, OP_STORE):
+    kind, dst, src, _uses = isa.FORMS[insn.head]
+    if kind in (isa.OP_SPILL, isa.OP_STORE):
         return [(at + 1, regs)] if dst == 10 else None
-    if kind < OP_ATOMIC:
+    if kind < isa.OP_ATOMIC:
         value = _OTHER
-        if kind == OP_MOVE and not insn.off:
+        if kind == isa.OP_MOVE and not insn.off:
             value = regs[src]
-        elif insn.code == ALU64 | MOV:
+        elif insn.code == isa.ALU64 | isa.MOV:
             value = insn.imm & _U64
         return [(at + 1, _set(regs, dst, value))]
-    if kind == OP_LD_IMM64:
+    if kind == isa.OP_LD_IMM64:
         return [(at + 2, _set(regs, dst, _OTHER if src else imm64(insn, insns[at + 1])))]
-    if kind == OP_HELPER and insn.imm == GET_FUNC_IP and regs[1] == _CONTEXT:
+    if kind == isa.OP_HELPER and insn.imm == GET_FUNC_IP and regs[1] == _CONTEXT:
         return [(at + 1, (_ADDRESS, *(_OTHER,) * 5, *regs[6:]))]
-    if kind in (OP_JUMP, OP_JUMP_LONG):
+    if kind in (isa.OP_JUMP, isa.OP_JUMP_LONG):
         return [(flow.targets[at], regs)]
-    if kind == OP_EXIT:
+    if kind == isa.OP_EXIT:
         return []
-    if kind != OP_BRANCH:
+    if kind != isa.OP_BRANCH:
         return None
     taken, not_taken = (flow.targets[at], regs), (at + 1, regs)
     operation = insn.code & 0xF0
-    if insn.code & 7 == JMP and operation in (JEQ, JNE):
-        left, right = regs[dst], regs[src] if insn.code & X else insn.imm & _U64
+    if insn.code & 7 == isa.JMP and operation in (isa.JEQ, isa.JNE):
+        left, right = regs[dst], regs[src] if insn.code & isa.X else insn.imm & _U64
         if _ADDRESS in (left, right) and (left >= 0 or right >= 0):
             found.add(max(left, right))
-            return [not_taken if operation == JEQ else taken]
+            return [not_taken if operation == isa.JEQ else taken]
     return [taken, not_taken]
 
 
