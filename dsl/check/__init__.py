@@ -35,9 +35,17 @@ def check(
     Raises DslError with every error that was found, warnings included.
     """
     config, findings = settings.effective(script.config, config_overrides)
-    memory = Memory()
-    first = State(env, config, memory, expressions.table(), statements.table())
+    first = State(env, config, Memory(), expressions.table(), statements.table())
     first.diagnostics += findings
+    try:
+        return _check(script, env, first)
+    except RecursionError:
+        first.error(probes.span_of(script), "the script is nested too deeply", "split it with variables or functions")
+        raise DslError(first.diagnostics, list(script.sources)) from None
+
+
+def _check(script: ast.Script, env: Environment, first: State) -> typed.TypedScript:
+    config, memory = first.config, first.memory
     for decl in script.maps:
         maps.declare(first, decl)
     groups = probes.resolve(first, script)
@@ -72,6 +80,7 @@ def _settle(
     last = False
     for n in range(MAX_WALKS):
         memory.changed = False
+        memory.walks = n
         state = State(env, config, memory, expressions.table(), statements.table(), last=last)
         done = functions.translate(state, script)
         translated = tuple(probes.translate(state, group) for group in groups)
@@ -81,6 +90,10 @@ def _settle(
             break
         # a walk that changes nothing and still lacks something is followed by one that insists
         last = not memory.changed or n >= MAX_WALKS - 2
+    else:
+        state.error(
+            probes.span_of(script), "the types of the script's variables and maps depend on each other endlessly"
+        )
     found = tuple(maps.finish(state))
     limits.maps(state)
     _unresolved(state)

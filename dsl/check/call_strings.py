@@ -13,6 +13,9 @@ from bpfseal.dsl.types import BOOL, I32, I64, U32, U64, Array, Buf, Int, Ptr, St
 
 COMM_SIZE = 16
 
+# A string that is appended to itself would grow by a little with every walk.
+PATIENCE = 8
+
 
 def limit(c: State) -> int:
     return int(c.config["max_strlen"])
@@ -159,6 +162,8 @@ def concat(c: State, node: ast.Call) -> typed.Expr:
     if isinstance(left, bytes) and isinstance(right, bytes):
         return number(left + right, node.span)
     size = min(size_of(a.type) + size_of(b.type) - 1, limit(c))
+    if c.memory.walks > PATIENCE:
+        size = limit(c)
     return typed.Call("str_concat", (a, b), Str(size), node.span, {"size": size})
 
 

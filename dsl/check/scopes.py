@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bpfseal.dsl import ast, typed
-from bpfseal.dsl.check.conversions import UNKNOWN
+from bpfseal.dsl.check.conversions import UNKNOWN, same
 from bpfseal.dsl.check.state import State, Variable, nothing
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.table import near
@@ -40,10 +40,10 @@ def find(c: State, name: str) -> Variable | None:
 def declare(c: State, name: str, node: object, span: Span, what: str, type: Type | None = None) -> Variable:
     """A new variable in the innermost block. `node` is the syntax that declares it, `what` how."""
     key = (c.place.id, c.copy, id(node), name)
-    known = type if type is not None else c.memory.variables.get(key, UNKNOWN)
+    known = c.memory.variables.get(key, UNKNOWN)
+    if type is not None and not same(known, type):
+        known = c.memory.variables[key] = type
     variable = Variable(typed.Var(name, known), key, span, what=what)
-    if type is not None:
-        c.memory.variables[key] = type
     c.scopes[-1][name] = variable
     return variable
 

@@ -43,6 +43,7 @@ class Memory:
     variables: dict[tuple[object, ...], Type] = field(default_factory=dict)
     maps: dict[str, MapInfo] = field(default_factory=dict)
     changed: bool = False
+    walks: int = 0
 
 
 @dataclass(eq=False, slots=True)

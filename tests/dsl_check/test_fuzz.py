@@ -167,3 +167,18 @@ def test_the_environment_is_asked_once_for_each_point() -> None:
     env = TableEnvironment(Target())
     check(parse("kprobe:vfs_* { @x = @y; @y = @z; @z = pid; print(@x); }"), env)
     assert env.asked == 1
+
+
+def test_trees_deeper_than_any_text() -> None:
+    """Macros can nest what the parser would not have let through."""
+    from bpfseal.dsl import ast
+    from bpfseal.dsl.check import check
+
+    value: ast.Expr = ast.Integer(1)
+    for _ in range(3000):
+        value = ast.Unary("-", ast.Member(ast.TupleExpr((value,)), "0"))
+    script = ast.Script(
+        (), probes=(ast.Probe((ast.AttachPoint("begin"),), None, ast.Block((ast.ExprStatement(value),))),)
+    )
+    with pytest.raises(DslError, match="nested too deeply"):
+        check(script, TableEnvironment(Target()))

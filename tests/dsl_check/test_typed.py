@@ -274,3 +274,11 @@ def test_declared_pointers_learn_their_address_space() -> None:
     assert {v.type for v in all_of(typed.Var, body(program))} == {Ptr(Record("struct shapes", 112), "user")}
     program = "kprobe:vfs_read { let $a: struct file *[2] = (*(struct shapes *)arg0).files; print($a[0]); }"
     assert {str(v.type) for v in all_of(typed.Var, body(program))} == {"struct file *[2]"}
+
+
+def test_a_string_that_is_appended_to_itself() -> None:
+    script = checked(
+        'begin { $s = comm; for ($i : 0..3) { $s = str_concat($s, "x"); } @s = "a"; @s = str_concat(@s, "b"); }'
+    )
+    assert {v.type for v in all_of(typed.Var, script.probes[0].body) if v.name == "s"} == {Str(1024)}
+    assert script.maps[0].value == Str(1024)
