@@ -132,6 +132,9 @@ def for_map(g: Gen, node: typed.ForMap) -> None:
     fn.ret(const(1))
     unit.add_function(fn, inner.declared)
     g.declared.use(map.index, "iterate")
+    from bpfseal.compiler.loops import make_unknown
+
+    make_unknown(g, node.body, g.vars)
     g.helper("for_each_map_elem", unit.map(map.index), Value(PTR, f"@{name}"), outer.pointer, const(0))
     if _returns(node.body):
         returned = g.fn.load(I64, g.fn.add(outer.pointer, _RETURNED), 8)

@@ -99,6 +99,7 @@ class Gen:
         self.ctx: Value = Value(PTR, "%ctx")
         self.leave: Callable[[Value | None], None] = self._return
         self.probe_number: Value = const(0, "i32")
+        self.point_index: Value | None = None  # which of the program's points, where it matters
         # Loops over maps (callbacks) and calls of the script's functions
         self.frame: Frame | None = None
         self.callback_frame: Frame | None = None
@@ -185,6 +186,16 @@ class Gen:
         cpu = self.helper("get_smp_processor_id")
         mine = self.fn.binary("and", cpu, const(self.unit.options.cpu_slots - 1))
         return self.fn.index(base, self.fn.op(I64, f"mul nuw nsw {mine}, {STRIDE}"))
+
+    def unknown_zero(self) -> Value:
+        """Zero, as the verifier does not know: what it is added to stops being a constant to it. Loops end for the
+        verifier when a round finds nothing new, which takes that it is not counting along."""
+        if self.unit.zero_at < 0:
+            self.unit.zero_at = self.unit.scratch(8)
+        index = self.unit.scratch_index
+        self.declared.use(index, "read")
+        place = self.fn.add(self.unit.value(index), self.unit.zero_at)
+        return self.fn.op(I64, f"load volatile i64, ptr {place.text}, align 8")
 
     # Calls
 

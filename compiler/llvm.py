@@ -26,6 +26,8 @@ _OPTIONS: Final = (
     "-disable-sdiv-smod",
     "-disable-gotol",
     "-disable-load-acq-store-rel",
+    # Addresses that are counted up by themselves have no bound that the verifier can see.
+    "-disable-lsr",
     # The verifier's limit is checked on the result (link.stack_depth), where it can be told properly: LLVM would
     # end the process.
     "-bpf-stack-size=65536",

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bpfseal.compiler.analysis import nodes
 from bpfseal.compiler.edit import BOUND, FENCE
-from bpfseal.compiler.gen import STATEMENTS, Gen, Loop, is_signed, register_type
+from bpfseal.compiler.gen import STATEMENTS, Buffer, Gen, Loop, is_signed, register_type
 from bpfseal.compiler.ir import I64, Value, const
 from bpfseal.compiler.mapping import store_variable
-from bpfseal.dsl import typed
+from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import size_of
 
 
@@ -44,8 +45,37 @@ def may_leave(g: Gen, leave: str) -> None:
     g.fn.op(I64, f"call i64 @llvm.bpf.pseudo(i64 {FENCE}, i64 0)")
 
 
+def make_unknown(g: Gen, body: object, places: dict[typed.Var, Buffer]) -> None:
+    """Let the verifier forget the values of the integers that a loop changes and tests: else it would take each round
+    for a new case."""
+    changed = set()
+    for node in nodes(body):
+        match node:
+            case typed.AssignVar(var=var) | typed.IncDec(target=typed.VarRef(var=var)):
+                changed.add(var)
+            case _:
+                pass
+    tested = {n.var for n in _tests(body) if isinstance(n, typed.VarRef)}
+    for var in places:
+        if var in changed and var in tested and isinstance(var.type, types.Int):
+            place = g.locate(places[var])
+            type = register_type(var.type)
+            align = size_of(var.type)
+            known = g.fn.load(type, place, align)
+            g.fn.store(g.fn.binary("add", known, g.fn.integer(g.unknown_zero(), type)), place, align)
+
+
+def _tests(body: object) -> Iterator[object]:
+    for node in nodes(body):
+        if isinstance(node, typed.If | typed.While | typed.Ternary):
+            yield from nodes(node.condition)
+        elif isinstance(node, typed.Logical | typed.ForRange):
+            yield from nodes(node)
+
+
 def while_(g: Gen, node: typed.While) -> None:
     fn = g.fn
+    make_unknown(g, node, g.vars)
     again, after = fn.fresh("while"), fn.fresh("after")
     fn.start(again)
     may_leave(g, after)
@@ -69,7 +99,8 @@ def for_range(g: Gen, node: typed.ForRange) -> None:
     align = size_of(node.variable.type)
     low, high = g.scalar(node.low), g.scalar(node.high)
     counter = fn.slot(type)
-    fn.store(low, counter, align)
+    fn.store(fn.binary("add", low, fn.integer(g.unknown_zero(), type)), counter, align)
+    make_unknown(g, node.body, g.vars)
     head, step, after = fn.fresh("for"), fn.fresh("step"), fn.fresh("after")
     fn.start(head)
     may_leave(g, after)

@@ -252,7 +252,7 @@ def mentions(expr: object, test: Callable[[typed.Expr], bool]) -> bool:
     return any(mentions(getattr(expr, name), test) for name in fields if name not in ("span", "type", "options"))
 
 
-def increment(g: Gen, node: typed.IncDec) -> Value:
+def increment(g: Gen, node: typed.IncDec, *, used: bool = True) -> Value:
     """++ and -- of an element. One that is there is added to atomically, so that no count of another CPU is lost."""
     assert isinstance(node.target, typed.MapRead)
     map = g.unit.script_maps[node.target.map]
@@ -260,7 +260,7 @@ def increment(g: Gen, node: typed.IncDec) -> Value:
     delta = const(node.delta, type)
     if map.direct:
         value = direct_value(g, map, "write")
-        old = _add(g, value, delta)
+        old = _add(g, value, delta, used)
         g.fn.store(const(1), g.fn.add(value, map.present), 8)
         return _result(g, node, old, delta)
     key = key_pointer(g, map, node.target.key)
@@ -274,7 +274,7 @@ def increment(g: Gen, node: typed.IncDec) -> Value:
         old = g.fn.load(type, found, _register_align(type))
         g.fn.store(g.fn.binary("add", old, delta), found, _register_align(type))
     else:
-        old = _add(g, found, delta)
+        old = _add(g, found, delta, used)
     g.fn.store(old, slot, _register_align(type))
     g.fn.jump(after)
     g.fn.start(miss)
@@ -285,10 +285,12 @@ def increment(g: Gen, node: typed.IncDec) -> Value:
     return _result(g, node, g.fn.load(type, slot, _register_align(type)), delta)
 
 
-def _add(g: Gen, target: Value, delta: Value) -> Value:
-    """Atomic addition; the old value. The kernel adds atomically to 4 and 8 bytes only."""
+def _add(g: Gen, target: Value, delta: Value, used: bool) -> Value:
+    """Atomic addition; the old value. The kernel adds atomically to 4 and 8 bytes only.
+
+    LLVM 22 makes a monotonic addition one that does not fetch, even where its result is used."""
     if delta.type in ("i32", "i64"):
-        return g.fn.op(delta.type, f"atomicrmw add ptr {target.text}, {delta} monotonic")
+        return g.fn.op(delta.type, f"atomicrmw add ptr {target.text}, {delta} {'seq_cst' if used else 'monotonic'}")
     align = _register_align(delta.type)
     old = g.fn.load(delta.type, target, align)
     g.fn.store(g.fn.binary("add", old, delta), target, align)

@@ -24,6 +24,7 @@ from bpfseal.compiler.gen import STRIDE, Gen
 from bpfseal.compiler.ir import I64, PTR, Function, Value, const
 from bpfseal.compiler.link import DECLARATIONS
 from bpfseal.compiler.llvm import DATA_LAYOUT, TRIPLE
+from bpfseal.compiler.merge import merged
 from bpfseal.compiler.plan import Program
 from bpfseal.compiler.unit import Unit
 from bpfseal.dsl import typed
@@ -40,7 +41,7 @@ declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 def write(unit: Unit) -> list[Program]:
     """Write all programs of the script into the unit."""
     done: list[Program] = []
-    for probe in unit.script.probes:
+    for probe in merged(unit.script.probes):
         for program in plan.programs(unit, probe):
             named = replace(program, name=f"p{len(done)}")
             _write_program(unit, named, probe)
@@ -65,32 +66,67 @@ def text(unit: Unit) -> str:
 
 
 def _write_program(unit: Unit, program: Program, probe: typed.Probe) -> None:
-    numbers = unit.probe_numbers([p.name for p in program.points])
+    named = probe.uses_probe_name and len(program.points) > 1
+    first = unit.probe_numbers([p.name for p in program.points])
     fn = Function(program.name, I64, (Value(PTR, "%ctx"),), tail=f'section ".f.{program.name}" ')
     g = Gen(unit, fn, program, probe)
-    g.probe_number = const(numbers[0], "i32")
+    g.probe_number = const(first, "i32")
+    index = None
     if program.numbers:
-        _dispatch(g, program)
+        index = _dispatch(g, program, named)
+    elif named:
+        index = g.helper("get_attach_cookie", g.ctx)
+    if named and index is not None:
+        g.point_index = index
+        g.probe_number = fn.binary("add", fn.integer(g.point_index, "i32"), const(first, "i32"))
     declare_variables(g, probe.body, unset_variables(probe.body))
     g.statements(probe.body)
     g.fn.ret(const(program.result))
     unit.add_function(fn, g.declared)
 
 
-def _dispatch(g: Gen, program: Program) -> None:
-    """Leave unless the system call is one of the points', and no 32-bit one, whose numbers mean others."""
+def _dispatch(g: Gen, program: Program, named: bool) -> Value | None:
+    """Leave unless the system call is one of the points', and no 32-bit one, whose numbers mean others. The index of
+    the point, if it is wanted."""
     fn = g.fn
     number = syscall_number(g, program.entering)
     wanted = fn.fresh("wanted")
     other = fn.fresh("other")
+    index = None
     if len(program.numbers) == 1:
         fn.branch(fn.compare("eq", number, const(program.numbers[0])), wanted, other)
+    elif named:
+        index = _look_up_index(g, program, number, wanted, other)
     else:
         _look_up_number(g, program, number, wanted, other)
     fn.start(other)
     fn.ret(const(program.result))
     fn.start(wanted)
     _leave_compat(g, other)
+    return fn.binary("sub", index, const(1)) if index is not None else None
+
+
+def _look_up_index(g: Gen, program: Program, number: Value, wanted: str, other: str) -> Value:
+    """By a table of 1 + the point's index for each system call number."""
+    fn = g.fn
+    last = max(program.numbers)
+    table = bytearray(2 * (last + 1))
+    for index, n in enumerate(program.numbers):
+        table[2 * n : 2 * n + 2] = (index + 1).to_bytes(2, "little")
+    place = _table(g, bytes(table), 2)
+    inside = fn.fresh("known")
+    fn.branch(fn.compare("ugt", number, const(last)), other, inside)
+    fn.start(inside)
+    found = fn.load("i16", fn.index(place, fn.binary("shl", number, const(1))), 2)
+    wide = fn.integer(found, I64)
+    fn.branch(g.truth(wide), wanted, other)
+    return wide
+
+
+def _table(g: Gen, data: bytes, align: int) -> Value:
+    index = g.unit.constants_index()
+    g.declared.use(index, "read")
+    return g.fn.add(g.unit.value(index), g.unit.constant(data, align))
 
 
 def _look_up_number(g: Gen, program: Program, number: Value, wanted: str, other: str) -> None:
@@ -100,9 +136,7 @@ def _look_up_number(g: Gen, program: Program, number: Value, wanted: str, other:
     bits = bytearray(last // 8 + 1)
     for n in program.numbers:
         bits[n // 8] |= 1 << n % 8
-    index = g.unit.constants_index()
-    table = fn.add(g.unit.value(index), g.unit.constant(bytes(bits), 1))
-    g.declared.use(index, "read")
+    table = _table(g, bytes(bits), 1)
     inside = fn.fresh("known")
     fn.branch(fn.compare("ugt", number, const(last)), other, inside)
     fn.start(inside)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from bpfseal.compiler import args
 from bpfseal.compiler.arch import registers
-from bpfseal.compiler.gen import MEMORIES, SCALARS, Gen, impossible, register_type
+from bpfseal.compiler.gen import ADDRESSES, MEMORIES, SCALARS, Gen, impossible, register_type
 from bpfseal.compiler.ir import I32, I64, PTR, Value, const
 from bpfseal.compiler.layout import SESSION_CPID, SESSION_START_NS
 from bpfseal.dsl import typed
@@ -130,6 +130,9 @@ def _memory(g: Gen, node: typed.Builtin, target: Value, clean: bool) -> None:
             g.helper("get_current_comm", target, const(size_of(node.type)))
         case "args":
             args.whole(g, node, target)
+        case "probe":
+            size = size_of(node.type)
+            g.copy(target, _probe_name(g, size), size)
         case "func":
             from bpfseal.compiler.calls import user_symbol
 
@@ -138,5 +141,26 @@ def _memory(g: Gen, node: typed.Builtin, target: Value, clean: bool) -> None:
             raise impossible(f"the builtin {name}")
 
 
+def _probe_name(g: Gen, size: int) -> Value:
+    """Of the point that fired, from a table of the program's points, as long as a power of two: a mask is a bound that
+    no optimiser moves behind its use."""
+    assert g.program is not None
+    assert g.point_index is not None
+    width = (size + 7) & -8
+    points = g.program.points
+    count = 1 << (len(points) - 1).bit_length()
+    names = b"".join(p.name.encode()[: size - 1].ljust(width, b"\0") for p in points)
+    index = g.unit.constants_index()
+    g.declared.use(index, "read")
+    table = g.fn.add(g.unit.value(index), g.unit.constant(names.ljust(width * count, b"\0")))
+    mine = g.fn.binary("and", g.point_index, const(count - 1))
+    return g.fn.index(table, g.fn.binary("mul", mine, const(width)))
+
+
+def _address(g: Gen, node: typed.Builtin) -> Value | None:
+    return _probe_name(g, size_of(node.type)) if node.name == "probe" else None
+
+
 SCALARS[typed.Builtin] = _scalar
 MEMORIES[typed.Builtin] = _memory
+ADDRESSES[typed.Builtin] = _address

@@ -31,7 +31,7 @@ class Program:
     kind     of its points
     numbers  system call numbers to dispatch on, one per point: for the two raw tracepoints that all system call
              tracepoints share
-    cookie   the BPF cookie is the index of the point
+    (Where a program has several points otherwise, the BPF cookie is the index of the point.)
     result   what it returns unless the script says so
     """
 
@@ -45,7 +45,6 @@ class Program:
     attach_module: str = ""
     numbers: tuple[int, ...] = ()
     entering: bool = False
-    cookie: bool = False
     result: int = 0
     name: str = field(default="")
 
@@ -146,10 +145,16 @@ def _tracepoint(unit: Unit, points: Sequence[Point]) -> list[Program]:
             made.append(_syscalls(unit, tuple(which), target))
     if others:
         attach = tuple(
-            Attach(kind="perf_tracepoint", probe=p.name, target=f"{p.category}:{p.function}") for p in others
+            Attach(kind="perf_tracepoint", probe=p.name, target=f"{p.category}:{p.function}", cookies=cookies)
+            for p, cookies in zip(others, _cookies(others), strict=True)
         )
         made.append(Program("tracepoint", TRACEPOINT, others, attach))
     return made
+
+
+def _cookies(points: Sequence[Point]) -> list[tuple[int, ...]]:
+    """For each point its index among those of its program, by which the program can tell them apart."""
+    return [(n,) if len(points) > 1 else () for n in range(len(points))]
 
 
 def _is_syscall(point: Point, prefix: str) -> bool:
@@ -235,10 +240,16 @@ def _kprobe(unit: Unit, points: Sequence[Point]) -> list[Program]:
     made = []
     if many:
         symbols = tuple(p.function for p in many)
-        attach = Attach(kind="kprobe_multi", probe=_common(many), symbols=symbols, params=dict(returns))
+        cookies = tuple(range(len(symbols)))
+        attach = Attach(
+            kind="kprobe_multi", probe=_common(many), symbols=symbols, cookies=cookies, params=dict(returns)
+        )
         made.append(Program(points[0].kind, KPROBE, tuple(many), (attach,), KPROBE_MULTI))
     if single:
-        made.append(Program(points[0].kind, KPROBE, tuple(single), tuple(_kprobe_attach(p, returns) for p in single)))
+        attaches = tuple(
+            _kprobe_attach(p, returns, cookies) for p, cookies in zip(single, _cookies(single), strict=True)
+        )
+        made.append(Program(points[0].kind, KPROBE, tuple(single), attaches))
     return made
 
 
@@ -246,7 +257,7 @@ def _common(points: Sequence[Point]) -> str:
     return points[0].name if len(points) == 1 else f"{points[0].kind}:*"
 
 
-def _kprobe_attach(point: Point, returns: dict[str, int]) -> Attach:
+def _kprobe_attach(point: Point, returns: dict[str, int], cookies: tuple[int, ...]) -> Attach:
     params = dict(returns)
     if point.function:
         if point.number:
@@ -254,7 +265,7 @@ def _kprobe_attach(point: Point, returns: dict[str, int]) -> Attach:
     else:
         params["address"] = point.number
     target = f"{point.module}:{point.function}" if point.module and point.function else point.function
-    return Attach(kind="kprobe", probe=point.name, target=target, params=params)
+    return Attach(kind="kprobe", probe=point.name, target=target, cookies=cookies, params=params)
 
 
 # --- functions of programs --------------------------------------------------------------------------------------
@@ -278,13 +289,20 @@ def _uprobe(unit: Unit, points: Sequence[Point]) -> list[Program]:
             probe=_common(places),
             target=path,
             offsets=tuple(p.number for p in places),
+            cookies=tuple(range(len(places))),
             params={**returns, "pid": -1},
         )
         made.append(Program(kind, KPROBE, tuple(places), (attach,), UPROBE_MULTI))
     if single:
         attaches = tuple(
-            Attach(kind="uprobe", probe=p.name, target=p.module, params={**returns, "offset": p.number, "pid": -1})
-            for p in single
+            Attach(
+                kind="uprobe",
+                probe=p.name,
+                target=p.module,
+                cookies=cookies,
+                params={**returns, "offset": p.number, "pid": -1},
+            )
+            for p, cookies in zip(single, _cookies(single), strict=True)
         )
         made.append(Program(kind, KPROBE, tuple(single), attaches))
     return made

@@ -52,6 +52,9 @@ def do(g: Gen, node: typed.Do) -> None:
 
         if effect(g, expr):
             return
+    if isinstance(expr, typed.IncDec) and isinstance(expr.target, typed.MapRead):
+        mapping.increment(g, expr, used=False)
+        return
     if isinstance(expr.type, types.Void):
         if isinstance(expr, typed.CallUser):
             g.scalar(expr)

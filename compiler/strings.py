@@ -176,6 +176,7 @@ def _equal_words(g: Gen, a: Value, b: Value, size: int, differ: str) -> None:
     """Goes to `differ` at the first word that is not the same, falls through behind the last."""
     fn = g.fn
     counter = fn.slot(I64)
+    fn.store(g.unknown_zero(), counter, 8)
     again, inside, equal, done = (fn.fresh(h) for h in ("words", "word", "equal", "words_done"))
     fn.start(again)
     may_leave(g, differ)
@@ -208,6 +209,7 @@ def compare_bytes(g: Gen, a: Value, b: Value, size: int) -> tuple[Value, Value]:
     """(equal, difference of the first bytes that differ as an i32), byte by byte."""
     fn = g.fn
     counter, difference = fn.slot(I64), fn.slot(I32)
+    fn.store(g.unknown_zero(), counter, 8)
     again, inside, equal, after = (fn.fresh(h) for h in ("bytes", "byte", "equal", "after"))
     fn.start(again)
     may_leave(g, after)
@@ -268,10 +270,11 @@ def _find(g: Gen, node: typed.Call) -> Value:
         fn.fresh(h) for h in ("outer", "inner", "here", "more", "go_on", "found", "next", "after")
     )
     fn.store(const(-1), result, 8)
+    fn.store(g.unknown_zero(), start, 8)
     fn.start(outer)
     may_leave(g, after)
     first = fn.load(I64, start, 8)
-    fn.store(const(0), at, 8)
+    fn.store(g.unknown_zero(), at, 8)
     fn.branch(fn.compare("ult", first, const(text_size)), inner, after)
     fn.start(inner)
     may_leave(g, after)

@@ -69,6 +69,7 @@ class Unit:
         self.ring = self.control = self.counters = self.session = -1
         self.on_stack_limit = 32
         self.stack_budget = 320
+        self.zero_at = -1  # offset of a word in the first CPU's scratch memory that nobody writes
         self._kernel = kernel
         self._names = 0
         self._constants = bytearray()
@@ -248,11 +249,11 @@ class Unit:
         self._names += 1
         return f"{hint}_{self._names}"
 
-    def probe_numbers(self, names: Sequence[str]) -> list[int]:
-        """Numbers of probes in Reader.probes."""
+    def probe_numbers(self, names: Sequence[str]) -> int:
+        """Number in Reader.probes of the first of these probes; the others follow."""
         first = len(self.probes)
         self.probes += names
-        return list(range(first, first + len(names)))
+        return first
 
 
 def _distinct(specs: list[MapSpec]) -> tuple[MapSpec, ...]:
