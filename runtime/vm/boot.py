@@ -107,13 +107,19 @@ def _under_tmp(paths: Iterable[str | os.PathLike[str]]) -> bool:
     return any(os.path.realpath(path).startswith("/tmp/") for path in paths)
 
 
-def enforce(machine: Machine) -> None:
-    """Turn on enforcement in the guest. Raises VmError with the reason when that fails."""
-    result = machine.run([sys.executable, "-m", "bpfseal", "enforce", "on"], timeout=60)
+def enforce(machine: Machine, *, timeout: float = 300.0) -> None:
+    """Turn on enforcement in the guest, with a signing helper of its own that outlives this call.
+
+    Raises VmError with the reason when that fails.
+    """
+    command = [sys.executable, "-m", "bpfseal", "enforce", "on", "--start-helper"]
+    result = machine.run(command, timeout=timeout)
     if result.status:
-        lines = (result.stderr or result.stdout).decode(errors="replace").split("\n")
-        reason = next((line for line in reversed(lines) if line.strip()), f"status {result.status}")
-        raise VmError(f"enforcement could not be turned on in the guest: {reason.strip()}")
+        lines = (result.stderr or result.stdout).decode(errors="replace").splitlines()
+        errors = [line for line in lines if "error:" in line] or lines or [f"status {result.status}"]
+        reason = errors[-1].strip().removeprefix("bpfseal: error: ")
+        hints = [line.removeprefix("bpfseal: hint: ") for line in lines if line.startswith("bpfseal: hint: ")]
+        raise VmError(f"enforcement could not be turned on in the guest: {reason}", hint=hints[0] if hints else None)
 
 
 def run(

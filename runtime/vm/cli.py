@@ -117,7 +117,7 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
         for warning in machine.warnings:
             say(warning)
         if options.enforce:
-            enforce(machine)
+            enforce(machine, timeout=max(0.1, deadline - time.monotonic()))
         with _interrupts(machine):
             return machine.run(
                 command,

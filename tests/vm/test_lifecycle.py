@@ -209,6 +209,15 @@ def test_kvm_that_cannot_run_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["6.18", "7.3"])
+def test_enforcement_before_the_command(kernel: str) -> None:
+    process = command_line("--kernel", kernel, "--enforce", "--", "bpfseal", "enforce", "status")
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert b"enforcement is on" in out
+
+
+@pytest.mark.slow
 def test_enforcement_that_cannot_be_turned_on_is_one_line() -> None:
     with vm.boot(KERNEL) as machine:
         machine.run(["mount", "-t", "tmpfs", "none", str(ROOT)])  # no bpfseal to be found
