@@ -13,6 +13,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from bpfseal.signer import insn as isa
@@ -96,6 +97,12 @@ def name_of(which: str, number: int) -> str:
     return f"tracepoint:syscalls:{which}_{names().get(number, f'nr{number}')}"
 
 
+@cache
+def all_names(which: str) -> tuple[str, ...]:
+    """The tracepoints of all system calls."""
+    return tuple(name_of(which, number) for number in names())
+
+
 class _Filter:
     def __init__(self, insns: list[Insn], flow: Flow, maps: Sequence[MapSpec], entry: bool) -> None:
         self.insns, self.flow, self.maps, self.entry = insns, flow, maps, entry
@@ -175,6 +182,11 @@ class _Filter:
         compare = _COMPARISONS.get(insn.code & 0xF0)
         left: _Value = regs[insn.dst]
         right: _Value = regs[insn.src] if insn.code & isa.X else insn.imm & _U64
+        if left is _ALL and isinstance(right, int) and compare is _COMPARISONS[isa.JEQ]:  # the common case, fast
+            wanted = right & (_U64 if insn.code & 7 == isa.JMP else _U32)
+            falls = tuple([n for n in numbers if n != wanted])
+            taken = (wanted,) if len(falls) < len(numbers) else ()
+            return [(t, regs, those) for t, those in ((self.flow.targets[at], taken), (at + 1, falls)) if those]
         verdict = None if compare is None else _each(compare, left, right, 64 if insn.code & 7 == isa.JMP else 32)
         if isinstance(verdict, tuple):
             taken = tuple([n for n in numbers if verdict[n]])

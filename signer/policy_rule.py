@@ -12,9 +12,8 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer import helpers as known
 from bpfseal.signer.bundle import SealRequest
 from bpfseal.signer.check import Findings, ProgramFindings
-from bpfseal.signer.filter import SHARED, name_of
+from bpfseal.signer.filter import SHARED, all_names
 from bpfseal.signer.identity import Identity
-from bpfseal.signer.syscall_names import names
 
 
 class PolicyError(BpfsealError):
@@ -161,15 +160,18 @@ class Rule:
     def _target(self, target: str, type: str) -> str:
         """Why a target is not granted, empty if it is."""
         provider, _, rest = target.partition(":")
-        forms, wider, parts = [target], [], []
+        forms = [target]
+        wider = ""
+        parts: tuple[str, ...] = ()
         if provider in ("fentry", "fexit", "fmod_ret"):
             forms.append(f"{provider}:{rest.partition(':')[2]}")
         elif provider == "rawtracepoint" and rest in SHARED:
-            parts = [name_of(rest, number) for number in names()]
+            parts = all_names(rest)
         elif rest.startswith("syscalls:") and type != "tracepoint":
-            wider = ["rawtracepoint:" + "_".join(rest.removeprefix("syscalls:").split("_")[:2])]
-        if any(map(self.deny_probes.match, forms)) or (self.deny_probes and any(map(self.deny_probes.match, parts))):
+            wider = "rawtracepoint:" + "_".join(rest.removeprefix("syscalls:").split("_")[:2])
+        if self.deny_probes and any(map(self.deny_probes.match, (*forms, *parts))):
             return "is denied"
-        if any(map(self.probes.match, forms + wider)) or (parts and all(map(self.probes.match, parts))):
+        granted = self.probes.match
+        if any(map(granted, forms)) or (wider and granted(wider)) or (parts and all(map(granted, parts))):
             return ""
         return "is not granted"
