@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import mmap
 import os
 import resource
+import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,26 @@ int main(void) {
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return kit.compile_c(tmp_path_factory.mktemp("target") / "prog", TARGET)
+
+
+def held_objects() -> list[str]:
+    """What this process holds of the kernel's tracing objects."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if "bpf" in target or "perf_event" in target:
+            found.append(target)
+    return sorted(found)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = held_objects()
+    yield
+    assert held_objects() == before
 
 
 def getppid_calls(count: int = ROUNDS) -> None:
@@ -344,6 +367,46 @@ def test_unknown_interface() -> None:
             pytest.raises(AttachError, match="no network interface"),
         ):
             attach(spec(kind, "nonexistent0"), program.prog, HERE)
+
+
+def test_killed_tracers_leave_nothing(target: Path) -> None:
+    """SIGKILL at any time: links, programs and maps go with the process."""
+    from bpfseal.runtime.bpf_info import fd_by_id, link_info, map_info, prog_info
+
+    offset = file_offset(target, "first")
+    for _ in range(5):
+        receive, send = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                with kit.counter(kit.KPROBE) as probe, kit.counter(kit.TRACEPOINT) as point:
+                    one = attach(spec("uprobe", str(target), params={"offset": offset}), probe.prog, HERE)
+                    two = attach(spec("perf_tracepoint", "syscalls:sys_enter_getppid"), point.prog, HERE)
+                    ids = (
+                        *(("link", link_info(link.fds[0]).id) for link in (one, two)),
+                        *(("prog", prog_info(fd).id) for fd in (probe.prog, point.prog)),
+                        *(("map", map_info(fd).id) for fd in (probe.map, point.map)),
+                    )
+                    os.write(send, repr(ids).encode())
+                    time.sleep(60)
+            finally:
+                os._exit(1)
+        os.close(send)
+        ids = ast.literal_eval(os.read(receive, 4096).decode())
+        os.close(receive)
+        for kind, id in ids:
+            os.close(fd_by_id(kind, id))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        deadline = time.monotonic() + 5
+        for kind, id in ids:
+            while True:
+                try:
+                    os.close(fd_by_id(kind, id))
+                except FileNotFoundError:
+                    break
+                assert time.monotonic() < deadline, (kind, id)
+                time.sleep(0.02)
 
 
 def test_unknown_kind() -> None:

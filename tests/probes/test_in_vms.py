@@ -25,7 +25,7 @@ def test_counts(fixture: str, file: str, request: pytest.FixtureRequest) -> None
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)],
         cwd=HERE.parents[1],
         env={"BPFSEAL_GUEST": "1"},
-        timeout=300,
+        timeout=900,
     )
     report = result.stdout.decode()
     assert result.status == 0, report + result.stderr.decode()
