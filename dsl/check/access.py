@@ -205,7 +205,7 @@ def address_of(c: State, node: ast.Unary) -> typed.Expr:
         if variable is not None:
             variable.assigned = True
     if isinstance(operand, ast.Map):
-        info, key = maps.access(c, operand)
+        info, key = maps.access(c, operand, write=True)
         if info is None or info.value is None:
             if info is not None:
                 maps.self_started(c, info)

@@ -25,7 +25,7 @@ def assign(c: State, target: ast.Map, value: ast.Expr, call: ast.Call, span: Spa
             assert value.result is not None
             body += assign(c, target, value.result, call, span)
         return (typed.Scope(tuple(body), span),)
-    info, key = maps.access(c, target)
+    info, key = maps.access(c, target, write=True)
     measured = _measure(c, info, call)
     if info is None or measured is None:
         return ()

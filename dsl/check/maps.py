@@ -8,7 +8,7 @@ from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check.conversions import UNKNOWN, as_int, coerce, is_unknown, promote, to_int
 from bpfseal.dsl.check.state import MapInfo, State, is_aggregate_read, nothing
 from bpfseal.dsl.source import Span
-from bpfseal.dsl.table import AGGREGATES
+from bpfseal.dsl.table import AGGREGATES, near
 from bpfseal.dsl.types import I64, U64, Aggregate, Int, Ptr, Str, Tuple, Type, Void
 
 KINDS = ("hash", "lruhash", "percpuhash", "percpulruhash")
@@ -72,9 +72,10 @@ def settle(c: State) -> None:
             c.memory.changed = True
 
 
-def access(c: State, node: ast.Map) -> tuple[MapInfo | None, typed.Expr | None]:
+def access(c: State, node: ast.Map, write: bool = False) -> tuple[MapInfo | None, typed.Expr | None]:
     """The map and the key of an element that is read or written; (None, None) when that is wrong."""
     info = lookup(c, node.name, node.span)
+    info.written = info.written or write
     keyed = node.key is not None
     if info.keyed is None:
         info.keyed, info.keyed_at = keyed, node.span
@@ -172,7 +173,7 @@ def assign(c: State, target: ast.Map, value: ast.Expr, span: Span) -> Sequence[t
         from bpfseal.dsl.check import aggregates
 
         return aggregates.assign(c, target, value, call, span)
-    info, key = access(c, target)
+    info, key = access(c, target, write=True)
     expr = c.expr(value)
     if info is None or is_unknown(expr.type):
         return ()
@@ -260,8 +261,10 @@ def finish(c: State) -> list[typed.MapDef]:
             if info.declared is not None and info.keyed is None:
                 c.warn(info.declared.span, f"Unused map: @{info.name}")
             elif not any(d.severity == "error" for d in c.diagnostics):
-                c.error(info.span, f"undefined map: @{info.name}", "assign a value to it somewhere")
+                c.error(info.span, f"undefined map: @{info.name}", _meant(c, info) or "assign a value to it somewhere")
             continue
+        if not info.written and info.declared is None:
+            c.warn(info.span, f"@{info.name} is never written, it is always zero", _meant(c, info))
         definition.key = info.key if info.keyed else None
         definition.value = info.value
         _check_kind(c, info)
@@ -270,6 +273,12 @@ def finish(c: State) -> list[typed.MapDef]:
             c.note_type(definition.key)
         found.append(definition)
     return found
+
+
+def _meant(c: State, info: MapInfo) -> str | None:
+    """A map that the name may have been meant for."""
+    close = near(info.name, [i.name for i in c.memory.maps.values() if i.written], 1)
+    return f"did you mean @{close[0]}?" if close else None
 
 
 def _check_kind(c: State, info: MapInfo) -> None:

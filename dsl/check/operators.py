@@ -316,7 +316,7 @@ def _inc_variable(c: State, node: ast.IncDec, target: ast.Variable) -> typed.Exp
 
 
 def _inc_map(c: State, node: ast.IncDec, target: ast.Map) -> typed.Expr:
-    info, key = maps.access(c, target)
+    info, key = maps.access(c, target, write=True)
     if info is None:
         return nothing(node.span)
     if info.value is None:

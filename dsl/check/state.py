@@ -31,6 +31,7 @@ class MapInfo:
     keyed_at: Span | None = None
     declared: ast.MapDecl | None = None
     used: bool = False
+    written: bool = False
     aggregate_at: Span | None = None
     # what the measured values of sum() and its family have been so far
     measured: Type | None = None

@@ -263,6 +263,9 @@ def test_warnings() -> None:
     assert "Return value discarded." not in warnings("begin { _ = 1; }")
     assert "Unreachable statement." in warnings("begin { return; print(1); }")
     assert "Unused map: @a" in warnings("let @a = hash(10); begin { print(1); }")
+    assert "@strat is never written, it is always zero" in warnings(
+        "kprobe:vfs_read { @start[tid] = nsecs; } kretprobe:vfs_read { print(@strat[tid]); delete(@start, tid); }"
+    )
     assert any("signed operands" in w for w in warnings("begin { $x = (int64)5; $y = $x / pid; }"))
     assert any("cannot hold" in w for w in warnings("begin { $x = (uint64)5; $y = (int64)6; $z = $x * $y; }"))
     assert any("in a loop" in w for w in warnings("begin { for ($i : 0..2) { @x = $i; print(@x); } }"))
