@@ -64,7 +64,7 @@ def read_source(path: str) -> tuple[str, str]:
             with open(path, "rb") as file:
                 data = file.read(MAX_SOURCE_BYTES + 1)
     except OSError as error:
-        raise BpfsealError(f"cannot read {name}: {error.strerror}") from None
+        raise BpfsealError(f"failed to open file '{name}': {error.strerror}") from None
     if len(data) > MAX_SOURCE_BYTES:
         raise BpfsealError(f"{name} is larger than {MAX_SOURCE_BYTES >> 20} MiB, which no script needs to be")
     if b"\0" in data:

@@ -33,22 +33,23 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except RecursionError:
-        sys.stderr.write("bpfseal: error: the program is nested too deeply\n")
+        sys.stderr.write("ERROR: the program is nested too deeply\n")
         return 1
     except MemoryError:
-        sys.stderr.write("bpfseal: error: out of memory\n")
+        sys.stderr.write("ERROR: out of memory\n")
         return 1
 
 
 def report(error: BpfsealError) -> None:
-    """Write `error` to stderr: with carets where it has source, else as one line and its hint."""
+    """Write `error` to stderr: with carets where it has source, else as one line and its hint. The words in front are
+    bpftrace's, for the people and programs that look for them."""
     render = getattr(error, "render", None)
     if render is not None:
         sys.stderr.write(render() + "\n")
         return
-    sys.stderr.write(f"bpfseal: error: {error.message}\n")
+    sys.stderr.write(f"ERROR: {error.message}\n")
     if error.hint:
-        sys.stderr.write(f"bpfseal: hint: {error.hint}\n")
+        sys.stderr.write(f"HINT: {error.hint}\n")
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 _TEXT = """\
 bpfseal - bpftrace-style tracing, generated and signed on the fly
 
-USAGE
+USAGE:
     bpfseal [OPTIONS] -e 'PROGRAM' [PARAMS…]     trace with a one-liner
     bpfseal [OPTIONS] FILE [PARAMS…]             trace with a script ("-" reads standard input)
     bpfseal -l [PATTERN | FILE]                  list probes (-lv: with their arguments)

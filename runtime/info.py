@@ -1,4 +1,4 @@
-"""`bpfseal --info`: the kernel's features in the form that bpftrace's test runner reads. `bpfseal doctor` is for people."""
+"""`bpfseal --info`: features as the test runner of bpftrace reads them; `bpfseal doctor` is for people."""
 
 from __future__ import annotations
 

@@ -21,8 +21,9 @@ def main(options: Options) -> int:
         text, name = read_source(pattern)
         return _of_script(text, name, options)
     write = sys.stdout.write
-    for line in list_probes(pattern or "*", verbose=options.verbose, pid=options.pid):
-        write(line + "\n")
+    for one in (pattern or "*").split(","):
+        for line in list_probes(one.strip(), verbose=options.verbose, pid=options.pid):
+            write(line + "\n")
     sys.stdout.flush()
     return 0
 

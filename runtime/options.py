@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getopt
 import os
+import re
 from dataclasses import dataclass, field
 
 from bpfseal.errors import UsageError
@@ -219,11 +220,15 @@ def _number(name: str, value: str) -> int:
 
 def _pid(value: str) -> int:
     """A running process's id. bpftrace refuses what is no pid before it looks at the program, and so do we."""
-    if not value.isdecimal():
-        raise UsageError(f"failed to parse pid: {value!r} is not a number", status=1)
+    digits = re.match(r"\d*", value)
+    assert digits is not None
+    if not digits[0]:
+        raise UsageError(f"Failed to parse pid: invalid integer: {value}", status=1)
+    if digits[0] != value:
+        raise UsageError(f"Failed to parse pid: invalid trailing bytes: {value}", status=1)
     pid = int(value)
     if not 0 < pid <= 0x400000:
-        raise UsageError(f"pid out of range: {value}", status=1)
+        raise UsageError(f"Pid out of range: {value}", status=1)
     if not os.path.isdir(f"/proc/{pid}"):
-        raise UsageError(f"no process with pid {pid}", status=1)
+        raise UsageError(f"there is no process {pid}", status=1)
     return pid

@@ -220,6 +220,7 @@ class Session:
         for index, attach in self._attaches():
             if attach.phase == phase and attach.kind == "test_run":
                 run_once(attach, self.program_fd(index))
+                self.attached += phase == "begin"
                 self._drain()
 
     def _attach_all(self) -> None:
@@ -235,6 +236,8 @@ class Session:
             if spec.phase == "attach":
                 self._links.append(attach(spec, self.program_fd(index), context))
                 self.attached += max(1, len(spec.symbols), len(spec.offsets))
+            elif spec.phase == "end":
+                self.attached += 1
 
     def _detach(self) -> None:
         from bpfseal.runtime.attach import detach_all
