@@ -217,22 +217,27 @@ def _user(text: str) -> tuple[int, int, tuple[int, ...]]:
 def _explain(options: argparse.Namespace, compile_source: Compile | None) -> int:
     data = _bundle_bytes(options, compile_source)
     if options.policy:
-        from bpfseal.signer import seal
-        from bpfseal.signer.bundle import SealRequest
-        from bpfseal.signer.identity import Identity
-        from bpfseal.signer.policy import PolicyFile
-
-        uid, gid, groups = _user(options.user or str(os.getuid()))
-        policy = PolicyFile(options.policy).current()
-        verdict = seal.verdict(seal.examine(policy, Identity(uid, gid, groups), SealRequest(bundle=data)))
-    else:
-        path = options.socket or os.environ.get("BPFSEAL_SOCKET") or SOCKET
-        with connect(path=path if options.socket or os.path.exists(path) else None) as client:
-            verdict = client.check(data, user=_user(options.user) if options.user else None)
+        return _explain_file(options, data)
+    path = options.socket or os.environ.get("BPFSEAL_SOCKET") or SOCKET
+    with connect(path=path if options.socket or os.path.exists(path) else None) as client:
+        verdict = client.check(data, user=_user(options.user) if options.user else None)
     print(f"{'allowed' if verdict.allowed else 'refused'} by {verdict.rule or 'no rule'}")
     for reason in verdict.reasons:
         print(f"  {reason}")
     return 0 if verdict.allowed else 1
+
+
+def _explain_file(options: argparse.Namespace, data: bytes) -> int:
+    """What each rule of a policy file makes of it."""
+    from bpfseal.signer import bundle, check, policy
+    from bpfseal.signer.identity import Identity
+
+    source = policy.PolicyFile(options.policy).current()
+    who = Identity(*_user(options.user or str(os.getuid())))
+    findings, request = check.check(bundle.decode(data)), bundle.SealRequest(bundle=data)
+    for line in policy.explain(source, who, findings, request):
+        print(line)
+    return 0 if policy.decide(source, who, findings, request).allowed else 1
 
 
 def _bundle_bytes(options: argparse.Namespace, compile_source: Compile | None) -> bytes:

@@ -16,7 +16,7 @@ from bpfseal.signer import bundle as wire
 from bpfseal.signer import loader, protocol
 from bpfseal.signer.abi import Abi
 from bpfseal.signer.bundle import Bundle, SealedBundle, SealRequest
-from bpfseal.signer.check import check
+from bpfseal.signer.check import Symbols, check
 from bpfseal.signer.identity import Identity
 from bpfseal.signer.keys import Keys, Leaf
 from bpfseal.signer.loader import Loader, Terms
@@ -50,15 +50,16 @@ class Examined:
         return self.decision is not None and self.decision.allowed
 
 
-def examine(policy: Policy, who: Identity, request: SealRequest) -> Examined:
-    """Decode, analyse, decide. Never raises for what a client sent."""
+def examine(policy: Policy, who: Identity, request: SealRequest, symbols: Symbols | None = None) -> Examined:
+    """Decode, analyse, decide. `symbols` lets guards be compared with the functions they stand for. Never raises for
+    what a client sent."""
     record: dict[str, Any] = {"bundle": wire.digest(request.bundle), "bytes": len(request.bundle)}
     try:
         most = policy.max_insns(who)
         if not most:  # strangers are not worth an analysis
             raise Refusal("policy", f"no rule is for uid {who.uid}")
         bundle = wire.decode(request.bundle)
-        findings = check(bundle, max_insns=most)
+        findings = check(bundle, symbols=symbols, max_insns=most)
         record |= findings.record()
         if bundle.source:
             record["source"] = bundle.source

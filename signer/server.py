@@ -272,7 +272,7 @@ class Server:
     def _answer(self) -> None:
         """Answer some of the queue: the users who cost least so far first, so that nobody starves the others."""
         if len(self._queue) > BATCH:
-            self._queue.sort(key=lambda item: self._service.user(item[2].uid).cpu_ns)
+            self._queue.sort(key=lambda item: self._service.users[item[2].uid].cpu_ns)
         batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
         batch = [item for item in batch if item[0] in self._connections]
         replies = self._service.handle([(who, request) for _, request, who in batch])

@@ -9,20 +9,20 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import protocol, seal
 from bpfseal.signer.audit import AuditError, AuditLog, Checkpointer
+from bpfseal.signer.check import Symbols
 from bpfseal.signer.identity import Identity
 from bpfseal.signer.keys import Keys
 from bpfseal.signer.policy import Policy
 from bpfseal.signer.seal import Outcome, Sealer
+from bpfseal.signer.users import Users
 
 CHECKPOINT_SECONDS = 60
-REFUSALS_PER_MINUTE = 60
-COUNTED_USERS = 4096
 
 
 class PolicySource(Protocol):
@@ -39,19 +39,6 @@ class FixedPolicy:
 
     def current(self) -> Policy:
         return self.policy
-
-
-@dataclass
-class User:
-    """What the helper remembers of one uid."""
-
-    sealed: int = 0
-    refused: int = 0
-    cpu_ns: int = 0
-    minute: int = 0
-    refusals_in_minute: int = 0
-    suppressed: int = 0
-    seals: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +65,7 @@ class Service:
         audit: AuditLog,
         *,
         admins: frozenset[int],
+        symbols: Symbols | None = None,
         say: Callable[[str], None] = lambda line: None,
         journal: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -87,12 +75,14 @@ class Service:
         self._policy = policy
         self._audit = audit
         self._admins = admins
+        self._symbols = symbols
         self._say = say
         self._journal = journal
-        self._users: dict[int, User] = {}
+        self.users = Users()
         self._started = self._checkpointed = time.monotonic()
         self._root = Checkpointer(keys.root_certificate, keys.root_sign)
         self._begun = False
+        self._policy_in_log = ""
         self.internal_errors = 0
 
     # Batches -----------------------------------------------------------------------------------------------------
@@ -114,7 +104,7 @@ class Service:
                     replies[index] = self._answer(who, request)
             except Exception as error:
                 replies[index] = self._failed(error)
-            self.user(who.uid).cpu_ns += time.thread_time_ns() - begin
+            self.users[who.uid].cpu_ns += time.thread_time_ns() - begin
         if audited:
             self._with_records(audited, replies)
         return replies
@@ -123,24 +113,26 @@ class Service:
         self, work: list[tuple[int, Identity, Callable[[int], Outcome]]], replies: list[protocol.Reply]
     ) -> None:
         outcomes: list[tuple[int, Identity, Outcome]] = []
+        logged = self._begun, self._policy_in_log
         try:
             with self._audit as log:
                 self._begin(log)
                 for index, who, act in work:
+                    self._tell_suppressed(log, who.uid)
                     outcome = self._act(act, log.next)
-                    if outcome.event != "refuse" or self._may_log_refusal(log, who.uid):
+                    if outcome.allowed or self.users.may_log_refusal(who.uid):
                         log.add(outcome.event, _who(who) | outcome.record)
                     outcomes.append((index, who, outcome))
         except AuditError as error:
+            self._begun, self._policy_in_log = logged
             failed = protocol.Failed(message=error.message, hint=error.hint or "")
             for index, _, _ in work:
                 replies[index] = failed
-            self._begun = self._begun and not self._audit.broken
             self._say(error.message)
             return
         for index, who, outcome in outcomes:
             replies[index] = outcome.reply
-            user = self.user(who.uid)
+            user = self.users[who.uid]
             if outcome.event == "seal":
                 user.sealed += 1
             elif outcome.event == "refuse":
@@ -166,10 +158,14 @@ class Service:
         return protocol.Failed(message=f"internal error of the signing helper ({type(error).__name__})")
 
     def _begin(self, log: AuditLog) -> None:
-        """The first record of this helper: who will sign from here on."""
+        """The first record of this helper: who will sign from here on. Later, whenever it changed: by what rules."""
+        policy = self._policy.current().digest
         if self._begun:
+            if policy != self._policy_in_log:
+                log.add("policy", {"policy": policy})
+                self._policy_in_log = policy
             return
-        self._begun = True
+        self._begun, self._policy_in_log = True, policy
         log.add(
             "start",
             {
@@ -180,7 +176,7 @@ class Service:
                 "root": base64.b64encode(self._keys.root_certificate).decode(),
                 "root_from": self.facts.root,
                 "key": self._keys.current.id.hex(),
-                "policy": self._policy.current().digest,
+                "policy": policy,
                 "hardening": list(self.facts.hardening),
             },
         )
@@ -194,25 +190,16 @@ class Service:
     # Verbs -------------------------------------------------------------------------------------------------------
 
     def _prepare_seal(self, who: Identity, request: protocol.Seal) -> Callable[[int], Outcome]:
-        examined = seal.examine(self._policy.current(), who, request.request)
+        examined = seal.examine(self._policy.current(), who, request.request, self._symbols)
         if examined.decision is not None and examined.allowed:
             limit = examined.decision.per_minute
-            if limit and not self._within_rate(self.user(who.uid), examined.decision.rule, limit):
+            if limit and not self.users.within_rate(who.uid, examined.decision.rule, limit):
                 reason = f"rule {examined.decision.rule} allows {limit} seals a minute"
                 late = replace(examined.decision, allowed=False, reasons=(reason,))
                 examined = replace(examined, decision=late)
         if not examined.allowed:
             return lambda number: seal.refused(examined, number)
         return lambda number: self._sealer.seal(who, request.request, examined, number)
-
-    @staticmethod
-    def _within_rate(user: User, rule: str, limit: int) -> bool:
-        """Token bucket of one minute's worth, per uid and rule."""
-        now = time.monotonic()
-        tokens, last = user.seals.get(rule, [float(limit), now])
-        tokens = min(float(limit), tokens + (now - last) * limit / 60)
-        user.seals[rule] = [tokens - 1 if tokens >= 1 else tokens, now]
-        return tokens >= 1
 
     def _prepare_keys(self, request: protocol.Rotate | protocol.Revoke) -> Callable[[int], Outcome]:
         def rotate(number: int) -> Outcome:
@@ -227,7 +214,7 @@ class Service:
         def revoke(number: int) -> Outcome:
             ids = [leaf.id.hex() for leaf in self._keys.live()]
             self._keys.revoke()
-            return Outcome(protocol.Done(), "revoke", {"keys": ids})
+            return Outcome(protocol.Done(), "revoke", {"keys": ids}, allowed=True)
 
         return rotate if isinstance(request, protocol.Rotate) else revoke
 
@@ -257,11 +244,11 @@ class Service:
                 if uid != -1:
                     self._demand_admin(who)
                     who = Identity(uid=uid, gid=gid, groups=groups)
-                return seal.verdict(seal.examine(self._policy.current(), who, wanted))
+                return seal.verdict(seal.examine(self._policy.current(), who, wanted, self._symbols))
         raise BpfsealError("unknown request")
 
     def _status(self, who: Identity) -> protocol.StatusReply:
-        keys, user = self._keys, self.user(who.uid)
+        keys, user = self._keys, self.users[who.uid]
         memory = _memory()
         admin = self._is_admin(who)
         return protocol.StatusReply(
@@ -291,16 +278,9 @@ class Service:
         )
 
     def _totals(self) -> dict[str, int]:
-        users = self._users.values()
-        return {
-            "sealed": sum(u.sealed for u in users),
-            "refused": sum(u.refused for u in users),
-            "suppressed": sum(u.suppressed for u in users),
-            "users": len(self._users),
-            "internal_errors": self.internal_errors,
-        }
+        return self.users.totals() | {"internal_errors": self.internal_errors}
 
-    # Rights, users, rates ----------------------------------------------------------------------------------------
+    # Rights ----------------------------------------------------------------------------------------
 
     def _is_admin(self, who: Identity) -> bool:
         return self.facts.mode == "private" or who.uid in self._admins
@@ -309,33 +289,18 @@ class Service:
         if not self._is_admin(who):
             raise BpfsealError("only an administrator of the signing helper may ask this", hint="run it as root")
 
-    def user(self, uid: int) -> User:
-        user = self._users.get(uid)
-        if user is None:
-            if len(self._users) >= COUNTED_USERS:
-                self._users.pop(next(iter(self._users)))
-            user = self._users[uid] = User()
-        return user
-
-    def _may_log_refusal(self, log: AuditLog, uid: int) -> bool:
-        """Whether this refusal gets a record of its own. A flood of them is one record with a count."""
-        user, minute = self.user(uid), int(time.monotonic() // 60)
-        if minute != user.minute:
-            if user.suppressed:
-                log.add("refusals", {"uid": uid, "not_recorded": user.suppressed})
-            user.minute, user.refusals_in_minute, user.suppressed = minute, 0, 0
-        user.refusals_in_minute += 1
-        if user.refusals_in_minute <= REFUSALS_PER_MINUTE:
-            return True
-        user.suppressed += 1
-        return False
+    def _tell_suppressed(self, log: AuditLog, uid: int) -> None:
+        if count := self.users.end_of_minute(uid):
+            log.add("refusals", {"uid": uid, "not_recorded": count})
 
     def note(self, event: str, uid: int, fields: dict[str, Any]) -> None:
         """A record about something that is not a request, e.g. a message by a process that did not connect."""
         try:
             with self._audit as log:
                 self._begin(log)
-                if self._may_log_refusal(log, uid):
+                if uid >= 0:
+                    self._tell_suppressed(log, uid)
+                if uid < 0 or self.users.may_log_refusal(uid):
                     log.add(event, fields)
         except AuditError as error:
             self._say(error.message)

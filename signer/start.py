@@ -16,6 +16,7 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer import harden
 from bpfseal.signer.abi import Abi, probe
 from bpfseal.signer.audit import AuditLog
+from bpfseal.signer.kallsyms import KernelSymbols
 from bpfseal.signer.keys import LEAF_SECONDS, Keys, SoftKey, deterministic, open_root
 from bpfseal.signer.peer import in_initial_pid_namespace, want_credentials
 from bpfseal.signer.policy import Policy, PolicyFile
@@ -189,8 +190,9 @@ def _serve(
 ) -> tuple[Service, Server]:
     """Put the parts together, then confine this process."""
     sealer = Sealer(keys, abi, bind_tgid=in_initial_pid_namespace())
-    journal = say if facts.mode == "system" else _nothing
-    service = Service(facts, keys, sealer, policy, audit, admins=admins, say=say, journal=journal)
+    # A private helper's user owns both sides: nothing is gained by holding a guard against its function.
+    symbols, journal = (KernelSymbols(), say) if facts.mode == "system" else (None, _nothing)
+    service = Service(facts, keys, sealer, policy, audit, admins=admins, symbols=symbols, say=say, journal=journal)
     server = Server(service, single=single, listener=listener, heartbeat=heartbeat)
     service.facts = replace(facts, hardening=harden.confine(confinement))
     return service, server

@@ -154,6 +154,8 @@ def test_policy_is_read_again_and_a_bad_one_is_not() -> None:
         def replace(text: str) -> None:
             fresh = helper.policy.with_suffix(".new")
             fresh.write_text(text)
+            # A file that was written this second is left alone: it might not be complete.
+            os.utime(fresh, (time.time() - 60, time.time() - 60))
             fresh.rename(helper.policy)
 
         replace(POLICY.replace('probes = "*"', 'probes = "kprobe:*"'))
@@ -172,6 +174,9 @@ def test_policy_is_read_again_and_a_bad_one_is_not() -> None:
         assert "No such file" in client.status().policy_trouble
         replace(POLICY)
         assert client.status().policy_trouble == ""
+        changes = [r["policy"] for r in audit_read.records(str(helper.audit)) if r["event"] in ("start", "policy")]
+        assert len(changes) == 3
+        assert changes[0] == changes[2] == good
 
 
 def test_no_start_without_a_good_policy() -> None:
