@@ -108,6 +108,8 @@ class Session:
             self._watch(self.child.pidfd)
         elif self.pid:
             self._watch(_pidfd(self.pid))
+        if not self._links and self.child is None:
+            self._stopping = True  # nothing is left that could happen: begin and end were all there is
 
     def run(self, timeout: float | None = None) -> None:
         """Handle events until the trace is stopped, then detach, run END and drain; or until `timeout` seconds."""
