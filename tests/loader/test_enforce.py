@@ -1,4 +1,4 @@
-"""Enforcement in test kernels: what guest_enforce.py observed, step by step, judged here. Never on the running kernel."""
+"""Enforcement in test kernels: what guest_enforce.py observed, judged here. Never on the running kernel."""
 
 from __future__ import annotations
 
