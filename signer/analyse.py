@@ -60,7 +60,8 @@ from bpfseal.signer.refusal import Refusal
 NUMBER, STACK, CONTEXT, MEMORY, OBJECT = 1, 2, 4, 8, 16  # OBJECT: a number, or a kernel pointer with a type
 _FIRST_MAP: Final = 5  # bit of map 0's pointer
 
-_MAX_ADDRESSES: Final = 1024  # stack addresses that are told apart
+_MAX_ADDRESSES: Final = 256  # stack addresses that are told apart
+_MAX_PLACES: Final = 8  # in one value
 
 _ARRAY: Final = 2
 _FOR_EACH, _LOOP, _TIMER_CALLBACK, _FIND_VMA = 164, 181, 170, 180
@@ -370,10 +371,17 @@ class _Tracker:
             bits ^= low
         return found
 
+    def _told(self, value: int) -> int:
+        """The value; one with many stack addresses becomes one at an unknown offset, so that steps stay cheap."""
+        if value >= self.address_floor and (value >> self.first_address).bit_count() > _MAX_PLACES:
+            return value & (self.address_floor - 1) | STACK
+        return value
+
     def _move(self, value: int, delta: int) -> int:
         """A value with stack addresses in it, plus a constant."""
         if place := self.places.get(value):
             return self._address(place[0], place[1] + delta)
+        value = self._told(value)
         result = value & (self.address_floor - 1)
         for frame, offset in self._places(value):
             result |= self._address(frame, offset + delta)
@@ -388,7 +396,7 @@ class _Tracker:
 
     def _load(self, base: int, off: int) -> int:
         """What a load through anything but r10 can give."""
-        result = NUMBER
+        result, base = NUMBER, self._told(base)
         if base & OBJECT:
             self.reads_pointer = True
         if base & (OBJECT | CONTEXT | self.map_bits):
@@ -409,6 +417,7 @@ class _Tracker:
             self.written |= base
         if value <= NUMBER:
             return
+        base = self._told(base)
         if base & STACK and value & ~self.scattered:
             self.scattered |= value
             self.spilled |= value

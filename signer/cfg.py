@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import Final
 
 from bpfseal.signer.insn import (
     FORMS,
@@ -20,6 +21,8 @@ from bpfseal.signer.insn import (
     Insn,
 )
 from bpfseal.signer.refusal import Refusal
+
+MAX_SUBPROGRAMS: Final = 256  # BPF_MAX_SUBPROGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,9 @@ def split(insns: list[Insn]) -> Flow:
             targets[at] = at + 1 + imm
             jumps.append(at)
             ends.append(at)
-    if insns and halves & starts:
+    if len(starts) > MAX_SUBPROGRAMS:
+        raise Refusal("call", f"{len(starts)} subprograms are over the limit of {MAX_SUBPROGRAMS}")
+    if halves & starts:
         at = min(at for at, target in targets.items() if target in halves and target in starts)
         raise Refusal("call", "call into the second half of ld_imm64", insn=at)
     flow = Flow(sorted(starts), bytearray(count + 1), targets)

@@ -30,6 +30,7 @@ MAX_READER_BYTES: Final = 1 << 20
 MAX_VALUE_BYTES: Final = 1 << 30
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.]{1,15}", re.ASCII)  # BPF_OBJ_NAME_LEN, bpf_obj_name_cpy()
+_SYMBOL: Final = re.compile(r"[A-Za-z0-9_.]{1,128}", re.ASCII)
 # C0 and C1 but tab and line ends, and the marks that reorder text: a source is read by people in the audit log.
 _UNPRINTABLE: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 _PACKETS: Final = frozenset((known.SOCKET_FILTER, known.SCHED_CLS, known.XDP))
@@ -85,11 +86,13 @@ class Findings:
     source: bool
 
     def record(self) -> dict[str, Any]:
-        """The part of an audit record that describes the bundle: plain, ordered, JSON-ready."""
+        """The part of an audit record that describes the bundle: plain, ordered, JSON-ready. Long lists of targets
+        are cut, beside their length."""
+        limit = max(4, 256 // len(self.programs))
         return {
             "insns": self.insns,
             "map_bytes": self.map_bytes,
-            "programs": [_program_record(p, self.maps) for p in self.programs],
+            "programs": [_program_record(p, self.maps, limit) for p in self.programs],
             "maps": [
                 {"name": m.name, "type": m.type, "bytes": m.size} | ({"frozen": True} if m.frozen else {})
                 for m in self.maps
@@ -97,12 +100,12 @@ class Findings:
         }
 
 
-def _program_record(p: ProgramFindings, maps: tuple[MapFindings, ...]) -> dict[str, Any]:
+def _program_record(p: ProgramFindings, maps: tuple[MapFindings, ...], limit: int) -> dict[str, Any]:
     record: dict[str, Any] = {
         "name": p.name,
         "type": p.type,
         "attach_type": p.attach_type,
-        "targets": list(p.targets[:256]),
+        "targets": [target[:256] for target in p.targets[:limit]],
         "target_count": len(p.targets),
         "enforceable": p.enforceable,
         "insns": p.found.insns,
@@ -113,7 +116,7 @@ def _program_record(p: ProgramFindings, maps: tuple[MapFindings, ...]) -> dict[s
         "classes": sorted(p.classes),
         "sleepable": p.sleepable,
         "variables": list(p.variables),
-        "guard": [f"{address:#x}" for address in p.guard[:256]],
+        "guard": [f"{address:#x}" for address in p.guard[:limit]],
     }
     return {key: value for key, value in record.items() if value not in ("", [], {}, False) or key == "enforceable"}
 
@@ -316,10 +319,12 @@ def _check_declared(declared: Attributes, found: Attributes, maps: int) -> None:
     """Found attributes are among the declared, and the declared are names that exist."""
     for number, operations in declared.maps:
         if not 0 <= number < maps or not known.MAP_OPS.issuperset(operations):
-            raise Refusal("attributes", f"declares {operations} on map {number}", attribute="maps")
+            raise Refusal("attributes", f"declares {str(operations)[:64]} on map {number}", attribute="maps")
     for name in declared.helpers:
         if name not in known.HELPER_BY_NAME or name in known.FORBIDDEN_HELPERS:
             raise Refusal("attributes", f"declares the unknown helper {name[:64]!r}", attribute=name[:64])
+    if len(declared.kfuncs) > 256 or not all(map(_SYMBOL.fullmatch, declared.kfuncs)):
+        raise Refusal("attributes", "declares something that is not the name of a kfunc", attribute="kfuncs")
     for what, more in (("helper", declared.helpers), ("kfunc", declared.kfuncs)):
         have = found.helpers if what == "helper" else found.kfuncs
         if missing := set(have).difference(more):

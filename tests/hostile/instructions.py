@@ -152,6 +152,12 @@ CASES = [
     bad("subprog-overlap", callsub(1) + EXIT + movi(0, 1) + callsub(-2) + EXIT, "recursion", "calls itself"),
     bad("subprog-recursion", callsub(1) + EXIT + callsub(-1) + EXIT, "recursion", "calls itself"),
     bad("subprog-mutual-recursion", callsub(1) + EXIT + callsub(1) + EXIT + callsub(-3) + EXIT, "recursion", "itself"),
+    Case(
+        "257-subprograms",
+        lambda: simple(b"".join(callsub(257 + i) for i in range(256)) + RETURN + RETURN * 256),
+        "call",
+        "257 subprograms are over the limit",
+    ),
     bad("call-into-ldimm64", callsub(1) + ld64(1, 0) + RETURN, "call", "second half"),
     bad("call-outside", callsub(9) + EXIT, "call", "outside the program"),
     bad(

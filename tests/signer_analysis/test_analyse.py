@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bpfseal.signer import helpers as known
 from bpfseal.signer.analyse import Facts, Kernel, analyse
+from bpfseal.signer.bundle import Attach
 from bpfseal.signer.cfg import split
+from bpfseal.signer.check import check
 from bpfseal.signer.insn import decode
 from bpfseal.signer.refusal import Refusal
 from tests.hostile.case import IDS, KERNEL
@@ -22,6 +26,7 @@ from tests.signer_analysis.kit import (
     add,
     addi,
     atomic,
+    bundle,
     call,
     callsub,
     ja,
@@ -35,6 +40,7 @@ from tests.signer_analysis.kit import (
     lookup,
     mov,
     movi,
+    program,
     raw,
     stx,
 )
@@ -222,3 +228,19 @@ def test_any_decodable_program_ends_in_facts_or_a_refusal(data: st.DataObject) -
         return
     assert found.found.insns == len(code) // 8 + 2
     assert split(decode(code + RETURN)).starts == list(found.starts)
+
+
+def test_many_stack_addresses_stay_cheap() -> None:
+    # r1 may be any of 60 stack addresses, and moves and is loaded through 100,000 times.
+    fan = b"".join(jeqi(6, i, 0) + mov(1, 10) + addi(1, -8 * i - 8) + jeqi(7, i, 3 * (60 - i)) for i in range(60))
+    code = ldx(6, 1) + ldx(7, 1, 8) + fan + (addi(1, 8) + addi(1, -8) + ldx(2, 1) + stx(1, 0, 10)) * 50_000 + RETURN
+    began = time.process_time()
+    assert maps(code) == {}
+    assert time.process_time() - began < 5
+
+
+def test_a_record_stays_small() -> None:
+    attach = Attach(kind="kprobe_multi", probe="k", symbols=tuple("f" * 4000 for _ in range(1000)))
+    one = program(type=known.KPROBE, expected_attach_type=known.KPROBE_MULTI, attach=(attach,))
+    found = check(bundle(*[one] * 64), kernel=Kernel(lambda: KERNEL))
+    assert len(json.dumps(found.record())) < 200_000
