@@ -35,6 +35,12 @@ _RECORDS: Final = ("struct", "union", "enum")
 def list_probes(pattern: str = "*", *, verbose: bool = False, pid: int = 0) -> Iterator[str]:
     """Lines of a listing, sorted within each probe type. Raises BpfsealError for unknown types and unreadable
     sources that were asked for by name."""
+    parts = _split(pattern)
+    if len(parts) > 1:
+        for part in parts:
+            yield from list_probes(part, verbose=verbose, pid=pid)
+        return
+    pattern = parts[0] if parts else "*"
     world = _world(pid)
     head = pattern.split(None, 1)[0] if pattern.strip() else "*"
     if head in _RECORDS:
@@ -51,6 +57,21 @@ def list_probes(pattern: str = "*", *, verbose: bool = False, pid: int = 0) -> I
         except BpfsealError:
             if not is_wild(kind):
                 raise
+
+
+def _split(pattern: str) -> list[str]:
+    """Patterns between commas; those in quotes or in the parentheses of C++ names separate nothing."""
+    if "," not in pattern:
+        return [pattern]
+    parts, depth, quoted = [""], 0, False
+    for sign in pattern:
+        quoted ^= sign == '"'
+        depth += (sign == "(") - (sign == ")")
+        if sign == "," and not quoted and not depth:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part for part in parts if part.strip()]
 
 
 def _world(pid: int) -> World:

@@ -48,7 +48,7 @@ class AttachError(BpfsealError):
     """A probe could not be attached. `code` is the errno, 0 for none; `probe` its canonical name."""
 
     def __init__(self, probe: str, reason: str, code: int = 0, *, hint: str | None = None) -> None:
-        super().__init__(f"cannot attach {probe}: {reason}", hint=hint)
+        super().__init__(f"Unable to attach probe: {probe}: {reason}", hint=hint)
         self.probe = probe
         self.code = code
 

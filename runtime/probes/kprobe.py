@@ -28,7 +28,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     name, plus, digits = function.partition("+")
     offset = int(digits) if plus else 0
     if module and not is_wild(module) and module != "vmlinux" and module not in world.functions.modules():
-        raise ProbeError(f"the module {module} of {spec.text} is not loaded")
+        raise ProbeError(f"specified module {module} in probe {spec.kind}:{module}:{name} is not loaded")
     if not is_wild(module) and not is_wild(name):
         found = safe(name) and _exists(world, name, module)
         return [_point(spec.kind, module, name, offset)] if found or world.target.unsafe else []

@@ -58,6 +58,8 @@ def _in_file(world: World, kind: str, path: str, language: str, function: str) -
         symbols = (symbol for symbol in elf.symbols if matches(symbol.name))
     else:
         symbols = elf.named(function)
+    if is_wild(function) or language:
+        symbols = (symbol for symbol in symbols if symbol.size or world.target.unsafe)
     return [_at_symbol(world, kind, path, language, symbol, offset) for symbol in symbols]
 
 
@@ -79,8 +81,13 @@ def _demangled(elf: Elf, pattern: str) -> Iterable[Symbol]:
 def _at_symbol(world: World, kind: str, path: str, language: str, symbol: Symbol, offset: int) -> Point:
     from bpfseal.dsl.env import Point
 
+    if not symbol.size and not offset and not world.target.unsafe:
+        raise ProbeError(
+            f"Could not determine boundary for {symbol.name} (symbol has size 0)",
+            hint="--unsafe puts the probe there all the same; that can crash the traced program",
+        )
     if offset and offset >= symbol.size:
-        raise ProbeError(f"offset {offset} is outside of {symbol.name}, which is {symbol.size} bytes long")
+        raise ProbeError(f"Offset outside the function bounds ('{symbol.name}' size is {symbol.size})")
     if offset:
         _check_boundary(world, path, symbol, offset)
     middle = f":{language}" if language else ""
@@ -107,15 +114,15 @@ def _at_address(world: World, kind: str, path: str, address: int) -> Point:
         if not world.target.unsafe:
             raise
     if offset is None:
-        raise ProbeError(f"address {address:#x} is not in the file {path}")
+        raise ProbeError(f"Could not resolve address: {path}:{address:#x} is not in the file")
     if symbol is not None and kind == "uretprobe" and symbol.address != address:
         raise ProbeError(f"a uretprobe must stand at the start of a function, {address:#x} is inside {symbol.name}")
     if symbol is not None and symbol.address != address:
         _check_boundary(world, path, symbol, address - symbol.address)
     elif symbol is None and not world.target.unsafe:
         raise ProbeError(
-            f"no function of {path} is known at {address:#x}, it may be the middle of an instruction",
-            hint="--unsafe puts it there all the same; a wrong place can crash the traced program",
+            f"Could not resolve address: {path}:{address:#x} is in no function that is known",
+            hint="--unsafe puts it there all the same; in the middle of an instruction it crashes the program",
         )
     return Point(kind, f"{kind}:{path}:{address}", path, number=offset, params=(("address", address),))
 

@@ -446,6 +446,14 @@ class TestListing:
         with pytest.raises(BpfsealError):
             list(list_probes("nothing:*"))
 
+    @needs_tracefs
+    def test_lists_of_patterns(self) -> None:
+        assert list(list_probes("t:sched:sched_switch,software:cs")) == [
+            "tracepoint:sched:sched_switch",
+            "software:cs:",
+        ]
+        assert list(list_probes("t:sched:sched_switch,")) == ["tracepoint:sched:sched_switch"]
+
     def test_stops_early(self) -> None:
         """A pipe to head does not read everything first."""
         lines = list_probes("*")

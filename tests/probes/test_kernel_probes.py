@@ -149,6 +149,12 @@ class TestKprobes:
             link.close()
             assert program.count
 
+    def test_thousands_attach(self) -> None:
+        symbols = tuple(point.function for point in points("kprobe:_*"))
+        assert len(symbols) > 5000
+        with kit.counter(kit.KPROBE, attach_type=bpf_link.TRACE_KPROBE_MULTI, pid=os.getpid()) as program:
+            attach(spec("kprobe_multi", symbols=symbols), program.prog, HERE).close()
+
     def test_listing_is_what_ftrace_lists(self) -> None:
         listed = [line.removeprefix("kprobe:") for line in list_probes("kprobe:*")]
         assert len(listed) > 20_000
