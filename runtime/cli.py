@@ -14,7 +14,7 @@ COMMANDS = {
     "check": ("bpfseal.runtime.check", "parse, check and compile without privileges and without attaching"),
     "doctor": ("bpfseal.runtime.doctor", "what this kernel can do, and why not"),
     "enforce": ("bpfseal.runtime.enforce", "on | off | status | log: require signatures on this kernel"),
-    "signer": ("bpfseal.signer.cli", "run, ask and audit the signing helper"),
+    "signer": ("bpfseal.runtime.signer_command", "run, ask and audit the signing helper"),
     "vm": ("bpfseal.runtime.vm.cli", "run a command inside a test kernel"),
 }
 
