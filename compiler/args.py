@@ -63,7 +63,7 @@ def _context_field(g: Gen, field: Field, type: Type) -> Value:
 def _data_loc(g: Gen, field: Field, type: Type) -> Value:
     """Address of a dynamic array: the low half of the word is its offset from the record's start, or from the word's
     end."""
-    word = g.fn.load(I32, g.fn.add(g.ctx, field.offset), 4)
+    word = g.load_context(g.ctx, field.offset, I32)
     offset = g.fn.binary("and", g.fn.integer(word, I64), const(0xFFFF))
     base = g.fn.op(I64, f"ptrtoint {g.ctx} to i64")
     if field.relative:
@@ -73,7 +73,7 @@ def _data_loc(g: Gen, field: Field, type: Type) -> Value:
 
 def word(g: Gen, base: Value, offset: int, type: Type) -> Value:
     """One 8-byte word of a context of words; an address that the verifier knows stays one."""
-    return g.fn.load(PTR if register_type(type) == PTR else I64, g.fn.add(base, offset), 8)
+    return g.load_context(base, offset, PTR if register_type(type) == PTR else I64)
 
 
 def convert(g: Gen, value: Value, type: Type) -> Value:
@@ -92,21 +92,21 @@ def _syscall(g: Gen, field: Field) -> Value:
     if field.argument == SYSCALL_NUMBER:
         return syscall_number(g, entering)
     if not entering:
-        return g.fn.load(I64, g.fn.add(g.ctx, 8), 8)
-    saved = g.fn.load(PTR, g.ctx, 8)
+        return g.load_context(g.ctx, 8, I64)
+    saved = g.load_context(g.ctx, 0, PTR)
     return g.fn.load(I64, g.fn.add(saved, registers().syscall_arguments[field.argument]), 8)
 
 
 def syscall_number(g: Gen, entering: bool) -> Value:
     if entering:
-        return g.fn.load(I64, g.fn.add(g.ctx, 8), 8)
-    saved = g.fn.load(PTR, g.ctx, 8)
+        return g.load_context(g.ctx, 8, I64)
+    saved = g.load_context(g.ctx, 0, PTR)
     return g.fn.integer(g.fn.load(I32, g.fn.add(saved, registers().syscall_number), 4), I64, signed=True)
 
 
 def register(g: Gen, offset: int) -> Value:
     """A register of the program's context."""
-    return g.fn.load(I64, g.fn.add(g.ctx, offset), 8)
+    return g.load_context(g.ctx, offset, I64)
 
 
 def register_argument(g: Gen, number: int) -> Value:
@@ -125,13 +125,13 @@ def arg_builtin(g: Gen, number: int) -> Value:
     assert g.program is not None
     match context(g):
         case "argument":
-            return g.fn.load(I64, g.fn.add(g.ctx, 8 * number), 8)
+            return g.load_context(g.ctx, 8 * number, I64)
         case "usdt":
             from bpfseal.compiler.usdt import usdt_argument
 
             return usdt_argument(g, number)
         case _ if g.program.kind == "rawtracepoint":
-            return g.fn.load(I64, g.fn.add(g.ctx, 8 * number), 8)
+            return g.load_context(g.ctx, 8 * number, I64)
         case _ if g.program.kind == "usdt":
             from bpfseal.compiler.usdt import usdt_argument
 

@@ -146,6 +146,13 @@ class Gen:
         value = self.fn.load(memory_type(type), source, align or size_of(type))
         return self.truth(value) if isinstance(type, types.Bool) else value
 
+    def load_context(self, context: Value, offset: int, type: str) -> Value:
+        """A load from the program's context. The verifier wants the offset in the instruction itself, which LLVM is
+        told by the intrinsic."""
+        fixed = self.fn.op(PTR, f"call ptr @llvm.preserve.static.offset(ptr {context.text})")
+        align = 8 if type == PTR else int(type[1:]) // 8
+        return self.fn.load(type, self.fn.add(fixed, offset), align)
+
     def truth(self, value: Value) -> Value:
         """i1: not zero."""
         if value.type == I1:

@@ -205,6 +205,9 @@ def read_scalar(g: Gen, place: Place, type: Type) -> Value:
 
 
 def _load(g: Gen, place: Place, type: Type) -> Value:
+    if place.space == "ctx":
+        value = g.load_context(place.base, place.offset, memory_type(type))
+        return g.truth(value) if isinstance(type, types.Bool) else value
     return g.load_scalar(type, g.fn.add(place.base, place.offset))
 
 
@@ -220,19 +223,43 @@ def _guarded(g: Gen, place: Place, type: Type) -> Value:
 def read_memory(g: Gen, place: Place, type: Type, target: Value, clean: bool = True) -> None:
     """Bytes from a place to memory of ours."""
     size = size_of(type)
-    if place.space == "bpf" or (place.space == "ctx" and size <= _INLINE_CONTEXT):
+    if place.space == "ctx" and size <= _INLINE_CONTEXT and place.offset % min(size, 8) == 0:
+        for at, width in pieces(size):
+            word = g.load_context(place.base, place.offset + at, f"i{8 * width}")
+            g.fn.store(word, g.fn.add(target, at), width)
+        return
+    if place.space == "bpf":
         source = g.fn.add(place.base, place.offset)
         if place.maybe_null:
             is_null = g.fn.is_null(place.base)
             source = g.fn.select(is_null, zeros(g, size), source)
         g.copy(target, source, size, _alignment(place, size))
         return
-    if isinstance(type, types.Str):
-        if clean:
-            g.clear(target, size)
-        g.helper(read_str_helper(place.space), target, const(size), address_operand(g, place))
+    if place.maybe_null:
+        g.clear(target, size)
+        with g.unless(g.fn.is_null(place.base), "present"):
+            _read_foreign(g, place, type, target)
         return
-    g.helper(read_helper(place.space), target, const(size), address_operand(g, place))
+    if clean and isinstance(type, types.Str):
+        g.clear(target, size)
+    _read_foreign(g, place, type, target)
+
+
+def _read_foreign(g: Gen, place: Place, type: Type, target: Value) -> None:
+    helper = read_str_helper(place.space) if isinstance(type, types.Str) else read_helper(place.space)
+    if place.space == "ctx":
+        helper = "probe_read_kernel_str" if isinstance(type, types.Str) else "probe_read_kernel"
+    g.helper(helper, target, const(size_of(type)), address_operand(g, place))
+
+
+def pieces(size: int, start: int = 0) -> list[tuple[int, int]]:
+    """(offset, bytes) of naturally aligned accesses that cover `start` to before `size`."""
+    found = []
+    while start < size:
+        width = next(w for w in (8, 4, 2, 1) if start % w == 0 and start + w <= size)
+        found.append((start, width))
+        start += width
+    return found
 
 
 def _alignment(place: Place, size: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bpfseal.compiler.gen import Gen, Memory, Scalar, Statement
 from bpfseal.compiler.ir import FALSE, I1, I8, I32, I64, PTR, TRUE, Value, const
 from bpfseal.compiler.loops import may_leave
-from bpfseal.compiler.memory import Place, place_of, read_helper, read_str_helper
+from bpfseal.compiler.memory import Place, pieces, place_of, read_helper, read_str_helper
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of
 
@@ -153,7 +153,7 @@ def equal_bytes(g: Gen, a: Value, b: Value, size: int) -> Value:
         start = whole
     else:
         start = 0
-    for at, width in _pieces(start, size):
+    for at, width in pieces(size, start):
         same = fn.fresh("same")
         x, y = (fn.load(f"i{8 * width}", fn.add(p, at), width) for p in (a, b))
         fn.branch(fn.compare("eq", x, y), same, after)
@@ -161,15 +161,6 @@ def equal_bytes(g: Gen, a: Value, b: Value, size: int) -> Value:
     fn.store(TRUE, slot, 1)
     fn.start(after)
     return fn.load(I1, slot, 1)
-
-
-def _pieces(start: int, end: int) -> list[tuple[int, int]]:
-    found = []
-    while start < end:
-        width = next(w for w in (8, 4, 2, 1) if start % w == 0 and start + w <= end)
-        found.append((start, width))
-        start += width
-    return found
 
 
 def _equal_words(g: Gen, a: Value, b: Value, size: int, differ: str) -> None:
