@@ -115,11 +115,16 @@ def enforce(machine: Machine, *, timeout: float = 300.0) -> None:
     command = [sys.executable, "-m", "bpfseal", "enforce", "on", "--start-helper"]
     result = machine.run(command, timeout=timeout)
     if result.status:
-        lines = (result.stderr or result.stdout).decode(errors="replace").splitlines()
-        errors = [line for line in lines if "error:" in line] or lines or [f"status {result.status}"]
-        reason = errors[-1].strip().removeprefix("bpfseal: error: ")
-        hints = [line.removeprefix("bpfseal: hint: ") for line in lines if line.startswith("bpfseal: hint: ")]
-        raise VmError(f"enforcement could not be turned on in the guest: {reason}", hint=hints[0] if hints else None)
+        lines = [
+            line for line in (result.stderr or result.stdout).decode(errors="replace").splitlines() if line.strip()
+        ]
+        errors = [line for line in lines if re.search(r"(?i)\berror: ", line)]
+        hints = [line for line in lines if line.startswith("HINT: ")]
+        reason = (errors or lines or [f"status {result.status}"])[-1].strip().removeprefix("ERROR: ")
+        raise VmError(
+            f"enforcement could not be turned on in the guest: {reason}",
+            hint=hints[-1].removeprefix("HINT: ") if hints else None,
+        )
 
 
 def run(

@@ -317,6 +317,6 @@ def test_wrong_usage_is_one_line(arguments: list[str], message: str) -> None:
     )
     assert result.returncode == 2
     lines = result.stderr.splitlines()
-    assert lines[0].startswith("bpfseal: error: ")
+    assert lines[0].startswith("ERROR: ")
     assert message in lines[0]
-    assert all(line.startswith("bpfseal: hint: ") for line in lines[1:])
+    assert all(line.startswith("HINT: ") for line in lines[1:])

@@ -118,7 +118,7 @@ def test_kill_9_leaves_no_process(victim: str) -> None:
     assert wait_until_gone(everybody) == {}
     if victim == "keeper":
         assert process.returncode == 1
-        assert err.startswith(b"bpfseal: error: the guest died")
+        assert err.startswith(b"ERROR: the guest died")
 
 
 def test_time_limit() -> None:
@@ -130,7 +130,7 @@ def test_time_limit() -> None:
         time.sleep(0.05)
     _, err = process.communicate(timeout=1)
     assert process.returncode == 1
-    assert err.startswith(b"bpfseal: error: the guest did not come up in time")
+    assert err.startswith(b"ERROR: the guest did not come up in time")
     assert len(everybody) >= 3
     assert wait_until_gone(everybody) == {}
 
