@@ -9,6 +9,7 @@ No import of this module without a preamble.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,7 +103,7 @@ class Headers:
         quoted = [] if include.system else [*([beside] if beside else []), self.script]
         for folder in [*quoted, *self.own, *self.system]:
             path = folder / include.name
-            if path.is_file():
+            if os.path.isfile(path):  # False for names that cannot be
                 return path
         return None
 
@@ -288,7 +289,11 @@ class Definitions:
         for include in list(self.preprocessor.includes):
             reader.include(include, None)
         self.preprocessor = reader.preprocessor
-        Parser(reader.preprocessor.code, reader.preprocessor.defines, self.scope, Span(0, 0, -1)).unit(tolerant=True)
+        try:
+            parser = Parser(reader.preprocessor.code, reader.preprocessor.defines, self.scope, Span(0, 0, -1))
+            parser.unit(tolerant=True)
+        except CError:
+            return
 
 
 class _HeaderReader:
@@ -312,7 +317,10 @@ class _HeaderReader:
             return
         self.bytes += len(text)
         on_include: Callable[[Include], None] = lambda inner: self.include(inner, path.parent)  # noqa: E731
-        self.preprocessor.feed(text, 0, -1, on_include)
+        try:
+            self.preprocessor.feed(text, 0, -1, on_include)
+        except CError:
+            return  # too long: what was read so far has to do
 
 
 class _Overlay:
@@ -353,6 +361,12 @@ class _Overlay:
 
     def kernel_symbol(self, name: str) -> int | None:
         return self.base.kernel_symbol(name)
+
+    def user_symbol(self, path: str, name: str) -> tuple[int, int] | None:
+        return self.base.user_symbol(path, name)
+
+    def cgroup_id(self, path: str) -> int | None:
+        return self.base.cgroup_id(path)
 
     def kfunc(self, name: str) -> bool:
         return self.base.kfunc(name)

@@ -16,7 +16,12 @@ _TOKEN = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _DIRECTIVE = re.compile(r"#[ \t]*(?P<word>[a-z]*)[ \t]*(?P<rest>(?:[^\n\\]|\\\r?\n|\\.)*)\\?")
+_IGNORED = ("pragma", "error", "warning", "include_next", "line")
 _MAX_NESTING = 100
+_MAX_LINE = 5_000  # tokens of a macro or a condition
+MAX_TOKENS = 100_000
+"""Of a preamble, after macros were replaced; keeps the time for any text within two seconds."""
+MAX_HEADER_TOKENS = 1_000_000
 
 
 class CError(Exception):
@@ -59,14 +64,17 @@ class Include(Node):
 
 def lex(text: str, base: int, source: int) -> list[CToken]:
     """Tokens of C `text`, which starts at offset `base` of the source. Raises CError."""
-    found = []
+    found: list[CToken] = []
     at = 0
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
             raise CError(f"unexpected character {text[at]!r} in a C definition", Span(base + at, base + at + 1, source))
         if match.lastgroup != "layout":
-            found.append(CToken(match.lastgroup, match.group(), Span(base + at, base + match.end(), source)))
+            span = Span(base + at, base + match.end(), source)
+            if len(found) >= _MAX_LINE:
+                raise CError(f"more than {_MAX_LINE} words and signs in one directive", span)
+            found.append(CToken(match.lastgroup or "", match.group(), span))
         at = match.end()
     return found
 
@@ -108,6 +116,9 @@ class Preprocessor:
                 fresh = False
                 if self.active():
                     kind = token.lastgroup or ""
+                    if len(self.code) >= (MAX_HEADER_TOKENS if self.tolerant else MAX_TOKENS):
+                        where = Span(base + at, base + token.end(), source)
+                        raise CError(f"the C definitions have more than {MAX_TOKENS} words and signs", where)
                     self.code.append(CToken(kind, token.group(), Span(base + at, base + token.end(), source)))
             at = token.end()
 
@@ -126,6 +137,8 @@ class Preprocessor:
         if word in ("if", "ifdef", "ifndef"):
             value = self.active() and self._holds(word, rest, base, source)
             self.conditions.append((value, value, span))
+            if len(self.conditions) > _MAX_NESTING:
+                raise CError(f"more than {_MAX_NESTING} conditions within each other", span)
         elif word in ("elif", "else", "endif"):
             if not self.conditions:
                 if self.tolerant:
@@ -152,7 +165,9 @@ class Preprocessor:
                 raise CError('#include needs <header.h> or "header.h"', span)
         elif word == "error" and not self.tolerant:
             raise CError(f"#error {rest.strip()}", span)
-        elif word not in ("pragma", "error", "warning", "include_next", "line", "") and not self.tolerant:
+        elif (
+            not self.tolerant and (word or rest) and word not in ("pragma", "error", "warning", "include_next", "line")
+        ):
             raise CError(f"unknown directive #{word}", span)
 
     def _define(self, rest: str, base: int, source: int, span: Span) -> None:
@@ -196,6 +211,7 @@ class Preprocessor:
 def substitute(tokens: Iterable[CToken], defines: Mapping[str, Define]) -> list[CToken]:
     """`tokens` with object-like macros replaced, their own macros too; each keeps the place of its use."""
     out: list[CToken] = []
+    replaced = 0
 
     def emit(token: CToken, within: tuple[str, ...]) -> None:
         define = defines.get(token.text) if token.kind == "word" else None
@@ -207,8 +223,10 @@ def substitute(tokens: Iterable[CToken], defines: Mapping[str, Define]) -> list[
         except CError:
             out.append(token)
             return
-        if len(out) > 1_000_000:
-            raise CError(f"#define {token.text} expands without end", token.span)
+        nonlocal replaced
+        replaced += 1 + len(inner)
+        if replaced > MAX_TOKENS:
+            raise CError(f"#define {token.text} expands to more than {MAX_TOKENS} words and signs", token.span)
         for part in inner:
             emit(CToken(part.kind, part.text, token.span), (*within, token.text))
 

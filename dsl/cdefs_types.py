@@ -100,42 +100,48 @@ class Layout:
         self.placed: list[Placed] = []
 
 
-_S, _U = Int, lambda bits: Int(bits, False)
+def _signed(bits: int) -> Int:
+    return Int(bits)
+
+
+def _unsigned(bits: int) -> Int:
+    return Int(bits, False)
+
 
 # Specifier words, sorted, to type and size.
 ARITHMETIC: dict[tuple[str, ...], Scalar] = {}
 for _words, _type, _size in (
-    ("char", _S(8), 1),
-    ("signed char", _S(8), 1),
-    ("unsigned char", _U(8), 1),
-    ("short", _S(16), 2),
-    ("short int", _S(16), 2),
-    ("signed short", _S(16), 2),
-    ("signed short int", _S(16), 2),
-    ("unsigned short", _U(16), 2),
-    ("unsigned short int", _U(16), 2),
-    ("int", _S(32), 4),
-    ("signed", _S(32), 4),
-    ("signed int", _S(32), 4),
-    ("unsigned", _U(32), 4),
-    ("unsigned int", _U(32), 4),
-    ("long", _S(64), 8),
-    ("long int", _S(64), 8),
-    ("signed long", _S(64), 8),
-    ("signed long int", _S(64), 8),
-    ("unsigned long", _U(64), 8),
-    ("unsigned long int", _U(64), 8),
-    ("long long", _S(64), 8),
-    ("long long int", _S(64), 8),
-    ("signed long long", _S(64), 8),
-    ("signed long long int", _S(64), 8),
-    ("unsigned long long", _U(64), 8),
-    ("unsigned long long int", _U(64), 8),
+    ("char", _signed(8), 1),
+    ("signed char", _signed(8), 1),
+    ("unsigned char", _unsigned(8), 1),
+    ("short", _signed(16), 2),
+    ("short int", _signed(16), 2),
+    ("signed short", _signed(16), 2),
+    ("signed short int", _signed(16), 2),
+    ("unsigned short", _unsigned(16), 2),
+    ("unsigned short int", _unsigned(16), 2),
+    ("int", _signed(32), 4),
+    ("signed", _signed(32), 4),
+    ("signed int", _signed(32), 4),
+    ("unsigned", _unsigned(32), 4),
+    ("unsigned int", _unsigned(32), 4),
+    ("long", _signed(64), 8),
+    ("long int", _signed(64), 8),
+    ("signed long", _signed(64), 8),
+    ("signed long int", _signed(64), 8),
+    ("unsigned long", _unsigned(64), 8),
+    ("unsigned long int", _unsigned(64), 8),
+    ("long long", _signed(64), 8),
+    ("long long int", _signed(64), 8),
+    ("signed long long", _signed(64), 8),
+    ("signed long long int", _signed(64), 8),
+    ("unsigned long long", _unsigned(64), 8),
+    ("unsigned long long int", _unsigned(64), 8),
     ("_Bool", BOOL, 1),
     ("bool", BOOL, 1),
     # kept as the bits they are: BPF has no floating point
-    ("float", _U(32), 4),
-    ("double", _U(64), 8),
+    ("float", _unsigned(32), 4),
+    ("double", _unsigned(64), 8),
 ):
     ARITHMETIC[tuple(sorted(_words.split()))] = Scalar(_type, _size)
 

@@ -6,6 +6,7 @@ else could have written: files and directories with write permission for others 
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Imports:
             raise Fault("the path of this import is empty", wanted.span)
         for base in dict.fromkeys((folder, self.root)):
             path = base / name
-            if path.exists():
+            if os.path.exists(path):  # False for names that cannot be
                 break
         else:
             if name == "stdlib" or name.startswith("stdlib/"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bpfseal.dsl.parse_lex import END, ERROR, IDENT, NUMBER, TERMINALS, Token
+from bpfseal.dsl.parse_lex import END, ERROR, NUMBER, TERMINALS, Token
 
 WORDS = {
     "$END": "the end of the script",
@@ -23,7 +23,6 @@ WORDS = {
 
 _OPERAND = frozenset(NUMBER[n] for n in ("INTEGER", "STRING", "POSITIONAL"))
 _OPERATOR = frozenset(NUMBER[n] for n in ("==", "||", "%"))
-_ASSIGNMENT = frozenset(NUMBER[n] for n in ("+=", "<<="))
 _SEMICOLON = NUMBER[";"]
 _OPEN_BRACE = NUMBER["{"]
 
@@ -84,18 +83,21 @@ def _join(words: list[str]) -> str:
 
 def _hint(token: Token, previous: Token | None, expected: frozenset[int]) -> str | None:
     text = token.text
-    if _SEMICOLON in expected and token.kind not in (END, ERROR):
-        if text == "=" or text.endswith("="):
+    after = previous.text if previous is not None else ""
+    if text == "else" and after == ";":
+        return "no ';' between '}' and 'else'"
+    if text == "=" and _OPEN_BRACE in expected:
+        return "to compare, use '=='"
+    if _SEMICOLON in expected and not expected >= _OPERAND and token.kind != END:
+        if text.endswith("="):
             return "an assignment is a statement of its own, it has no value"
         return "statements are separated by ';'"
-    if NUMBER["ENDPREDICATE"] in expected:
+    if NUMBER["ENDPREDICATE"] in expected or (after == "/" and token.kind == END):
         return "a predicate stands between slashes: probe /condition/ { … }"
     if token.kind == END and NUMBER["}"] in expected:
         return "a '{' is not closed"
-    if expected == {_OPEN_BRACE} or (_OPEN_BRACE in expected and token.kind == NUMBER["POINT"]):
+    if _OPEN_BRACE in expected and NUMBER["PREDICATE"] in expected:
         return "probe[, probe …] [/predicate/] { statements }"
-    if text == "else" and previous is not None and previous.text == ";":
-        return "no ';' between '}' and 'else'"
-    if previous is not None and previous.kind == IDENT and token.text == "=" and _ASSIGNMENT & expected:
-        return f"variables start with a dollar: ${previous.text}"
+    if after == "let" and text.startswith("$"):
+        return "outside of probes only maps are declared: let @name = lruhash(100)"
     return None

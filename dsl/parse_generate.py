@@ -17,7 +17,8 @@ TABLES = HERE / "parse_tables.py"
 
 # Groups of the token pattern, in this order; operators and brackets come last.
 CLASSES = ("IDENT", "INTEGER", "STRING", "VARIABLE", "POSITIONAL", "MAP")
-LAYOUT = r"(?:\s+|//[^\n]*|/\*[\s\S]*?\*/)*"
+# atomic: what is layout never becomes anything else, and a long blank costs no backtracking
+LAYOUT = r"(?>\s+|//[^\n]*|/\*[\s\S]*?\*/)*+"
 
 
 def _table(grammar: str) -> Any:

@@ -24,7 +24,7 @@ ERROR = len(TERMINALS)
 MAX_NESTING = 200
 """Open brackets at one time."""
 
-MAX_TOKENS = 200_000
+MAX_TOKENS = 100_000
 """Keeps the time for any text within two seconds."""
 
 IDENT = NUMBER["IDENT"]
@@ -73,7 +73,7 @@ PATHLESS = _words(
     " interval i profile p software s hardware h watchpoint w asyncwatchpoint aw"
 )
 
-_LAYOUT = r"(?:\s+|//[^\n]*|/\*[\s\S]*?\*/)*"
+_LAYOUT = r"(?>\s+|//[^\n]*|/\*[\s\S]*?\*/)*+"  # atomic, so that no pattern here backtracks through it
 _SUFFIXES = rf"(?:{_LAYOUT}(?:\*|\[\s*(?:[0-9]\w*)?\s*\]))*{_LAYOUT}"
 
 
@@ -93,7 +93,10 @@ _word = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _named = _lazy(rf"([A-Za-z_]\w*){_LAYOUT}=(?!=)", re.ASCII)
 _plain = re.compile(r'[^\s{},/:"]+')
 _quoted = _lazy(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"')
-_c_open = _lazy(rf"(?:struct|union|enum)\b{_LAYOUT}(?:\w+{_LAYOUT}|\((?:[^()]|\([^()]*\))*\){_LAYOUT})*(?P<end>[{{;])")
+_c_open = _lazy(
+    rf"(?:struct|union|enum)\b{_LAYOUT}"
+    rf"(?>\w+{_LAYOUT}|\((?>[^()]|\([^()]*\))*+\){_LAYOUT})*+(?P<end>[{{;])"
+)
 _c_piece = _lazy(r'//[^\n]*|/\*[\s\S]*?\*/|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[{};]')
 _attribute = _lazy(rf"{_LAYOUT}__attribute__{_LAYOUT}\(\((?:[^()]|\([^()]*\))*\)\)")
 _directive = _lazy(r"#(?:[^\n\\]|\\(?:\r?\n|.))*\\?")
@@ -350,7 +353,8 @@ def _declared(text: str, mode: str, kind: int, position: int) -> bool:
     """Whether a declaration on the top level is complete after a token of `kind` that ends at `position`."""
     if kind == NUMBER[";"]:
         return True
-    after = text[_layout.match(text, position).end() :][:1]  # type: ignore[union-attr]
+    end = _layout.match(text, position).end()  # type: ignore[union-attr]
+    after = text[end : end + 1]
     if after == ";":
         return False
     if kind == NUMBER["MAP"]:

@@ -49,6 +49,25 @@ def _row(table: tuple[str, ...], cache: dict[int, dict[int, int]], state: int) -
     return row
 
 
+def _fits(states: list[int], kind: int) -> bool:
+    """Whether a token of `kind` can really follow: rows are merged (LALR) and hold too much."""
+    stack = list(states)
+    while True:
+        state = stack[-1]
+        act = (_actions.get(state) or _row(ACTIONS, _actions, state)).get(kind)
+        if act is None:
+            return False
+        if act > 0:
+            return True
+        left, length, _, _ = RULES[-1 - act]
+        if length:
+            del stack[-length:]
+        state = (_gotos.get(stack[-1]) or _row(GOTOS, _gotos, stack[-1]))[left]
+        if state == END and kind == 0:
+            return True
+        stack.append(state)
+
+
 def run(tokens: Iterator[Token], actions: dict[str, Action]) -> Any:
     """The value of the start symbol. Raises Unexpected or TooDeep.
 
@@ -67,7 +86,8 @@ def run(tokens: Iterator[Token], actions: dict[str, Action]) -> Any:
         row = _actions.get(state) or _row(ACTIONS, _actions, state)
         act = row.get(kind)
         if act is None:
-            raise Unexpected(token, previous, frozenset() if kind == ERROR else frozenset(row))
+            fitting = frozenset(k for k in row if _fits(states, k)) if kind != ERROR else frozenset()
+            raise Unexpected(token, previous, fitting)
         if act > 0:
             state = act - 1
             states.append(state)
