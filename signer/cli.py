@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--token-dir", action="append", default=[], metavar="DIR", help="what the token's library reads")
     run.add_argument("--key-life", type=int, default=600, metavar="SECONDS", help="life of a signing key")
     run.add_argument("--user", default="", help="account to run as when started by root (default: bpfseal)")
+    run.add_argument("--executables", action="store_true", help="look at peers' executables, for rules that name them")
     run.add_argument("--admin", type=int, action="append", default=[], metavar="UID", help="may rotate and revoke")
 
     for verb, text in (
@@ -122,6 +123,7 @@ def _run(options: argparse.Namespace) -> int:
         else os.path.abspath(options.root),
         "life": str(options.key_life),
         "user": options.user,
+        "executables": str(int(options.executables)),
         "token_dirs": "\n".join(map(os.path.abspath, options.token_dir)),
         "admins": ",".join(map(str, options.admin)),
     }

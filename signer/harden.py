@@ -24,7 +24,7 @@ _PDEATHSIG, _GET_DUMPABLE, _SET_DUMPABLE, _SET_KEEPCAPS, _CAPBSET_DROP = 1, 3, 4
 _NO_NEW_PRIVS, _GET_NO_NEW_PRIVS, _CAP_AMBIENT, _SET_MDWE, _GET_MDWE = 38, 39, 47, 65, 66
 _AMBIENT_CLEAR_ALL = 4
 _MDWE_REFUSE_EXEC_GAIN = 1
-_CAP_IPC_LOCK = 14
+_CAP_IPC_LOCK, _CAP_SYS_PTRACE = 14, 19
 _CAPABILITY_VERSION_3 = 0x20080522
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
@@ -52,6 +52,7 @@ class Confinement:
     listening     whether it accepts connections
     token         whether a PKCS#11 library has to go on working in here
     death_signal  whether to end with the parent process
+    look          whether executables of peers are looked at, which takes CAP_SYS_PTRACE
     """
 
     uid: int | None
@@ -61,6 +62,7 @@ class Confinement:
     listening: bool = False
     token: bool = False
     death_signal: bool = False
+    look: bool = False
 
 
 def scratch_uid() -> int:
@@ -133,11 +135,15 @@ def confine(want: Confinement) -> tuple[str, ...]:
     Raises HardenError when one of the indispensable ones (no capabilities, not dumpable, no new privileges, seccomp)
     does not read back.
     """
-    rules = landlock.Ruleset(want.writable, want.readable)
+    # A domain of Landlock cannot look at processes outside of it, whatever capabilities it has.
+    rules = None if want.look else landlock.Ruleset(want.writable, want.readable)
     locked, needs_capability = lock_memory()
-    keep = 1 << _CAP_IPC_LOCK if needs_capability else 0
+    keep = {"CAP_IPC_LOCK": 1 << _CAP_IPC_LOCK} if needs_capability else {}
+    if want.look:
+        keep["CAP_SYS_PTRACE"] = 1 << _CAP_SYS_PTRACE
+    kept = sum(keep.values())
     root_before = os.geteuid() == 0
-    drop_identity(want.uid, want.gid, keep)
+    drop_identity(want.uid, want.gid, kept)
     if want.death_signal:
         _prctl(_PDEATHSIG, signal.SIGTERM)
     _prctl(_SET_DUMPABLE, 0)
@@ -148,16 +154,16 @@ def confine(want: Confinement) -> tuple[str, ...]:
         raise HardenError("core dumps are still possible")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     _prctl(_NO_NEW_PRIVS, 1)
-    report = [locked, rules.enforce()]
+    report = [locked, rules.enforce() if rules else "no Landlock (looks at executables)"]
     report.append(_refuse_writable_code())
     try:
         seccomp.restrict(listening=want.listening, token=want.token)
     except OSError as error:
         raise HardenError(f"the system call filter was refused: {error.strerror}") from None
-    _verify(root_before and want.uid is not None, keep)
+    _verify(root_before and want.uid is not None, kept)
     state = status()
     fixed = (
-        "only CAP_IPC_LOCK" if keep else "no capabilities",
+        f"only {' '.join(keep)}" if keep else "no capabilities",
         "not dumpable",
         "no core dumps",
         "no new privileges",

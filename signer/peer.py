@@ -16,6 +16,7 @@ import struct
 from dataclasses import dataclass
 
 from bpfseal.errors import BpfsealError
+from bpfseal.signer.executable import Executable, Executables
 from bpfseal.signer.identity import Identity
 
 # include/uapi/asm-generic/socket.h, include/linux/socket.h, include/uapi/linux/pidfd.h
@@ -140,7 +141,7 @@ class Peer:
         if piece.pidfd >= 0 and self._inode >= 0 and os.fstat(piece.pidfd).st_ino != self._inode:
             raise PeerError(f"process {piece.pid} is not the one that connected under that number")
 
-    def identity(self, pidfd: int) -> Identity:
+    def identity(self, pidfd: int, executables: Executables | None = None) -> Identity:
         """The sender's identity now, through the pidfd of its message. Raises PeerError when it is gone or changed."""
         cgroup_id = 0
         if pidfd >= 0:
@@ -163,6 +164,9 @@ class Peer:
             if pidfd >= 0:
                 self._still_there(pidfd)
             self._cgroup = (cgroup_id, path)
+        exe = executables.of(self.pid) if executables else Executable()
+        if executables and pidfd >= 0:
+            self._still_there(pidfd)
         return Identity(
             uid=self.uid,
             gid=self.gid,
@@ -170,6 +174,9 @@ class Peer:
             pid=self.pid,
             cgroup_id=cgroup_id,
             cgroup_path=self._cgroup[1],
+            exe=exe.path,
+            exe_sha256=exe.sha256,
+            exe_verity=exe.verity,
         )
 
     def _still_there(self, pidfd: int) -> None:

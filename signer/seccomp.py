@@ -11,6 +11,7 @@ import ctypes
 import platform
 import struct
 
+from bpfseal.signer.executable import FS_IOC_MEASURE_VERITY
 from bpfseal.signer.peer import PIDFD_GET_INFO
 from bpfseal.signer.syscall import address_of, syscall
 
@@ -99,7 +100,7 @@ def build(*, listening: bool, token: bool) -> bytes:
         out += [_instruction(_JEQ, number, 0, 1), _instruction(_RET, _ALLOW)]
     out += _unless_flag(_MMAP[column], 2, _PROT_EXEC)
     out += _unless_flag(_MPROTECT[column], 2, _PROT_EXEC)
-    out += _if_one_of(_IOCTL[column], 1, (PIDFD_GET_INFO, _FIONBIO))
+    out += _if_one_of(_IOCTL[column], 1, (PIDFD_GET_INFO, _FIONBIO, FS_IOC_MEASURE_VERITY))
     out += _if_one_of(_KEYCTL[column], 0, _KEYCTL_OPERATIONS)
     out.append(_instruction(_RET, _EPERM))
     return b"".join(out)

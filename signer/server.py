@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bpfseal.signer import protocol
+from bpfseal.signer.executable import Executables
 from bpfseal.signer.identity import Identity
 from bpfseal.signer.peer import Peer, PeerError, receive
 from bpfseal.signer.protocol import ProtocolError, Reply, Request
@@ -69,11 +70,13 @@ class Server:
         listener: socket.socket | None = None,
         single: socket.socket | None = None,
         heartbeat: Callable[[], None] | None = None,
+        executables: Executables | None = None,
     ) -> None:
         self._service = service
         self._selector = selectors.DefaultSelector()
         self._listener = listener
         self._heartbeat = heartbeat
+        self._executables = executables
         self._connections: set[Connection] = set()
         self._of_user: dict[int, int] = {}
         self._queue: list[tuple[Connection, Request, Identity]] = []
@@ -260,7 +263,7 @@ class Server:
             raise ProtocolError("a second message before the first was answered")
         with memoryview(inbox) as view:
             request = protocol.decode_request(view[protocol.HEADER.size :])
-        who = connection.peer.identity(connection.pidfd)
+        who = connection.peer.identity(connection.pidfd, self._executables)
         connection.drop_pidfd()
         connection.inbox = bytearray()
         connection.waiting = True

@@ -16,6 +16,7 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer import harden
 from bpfseal.signer.abi import Abi, probe
 from bpfseal.signer.audit import AuditLog
+from bpfseal.signer.executable import Executables
 from bpfseal.signer.kallsyms import KernelSymbols
 from bpfseal.signer.keys import LEAF_SECONDS, Keys, SoftKey, deterministic, open_root
 from bpfseal.signer.peer import in_initial_pid_namespace, want_credentials
@@ -83,8 +84,8 @@ def main(arguments: list[str]) -> None:
     given = dict(item.split("=", 1) for item in arguments)
     admins = tuple(int(uid) for uid in given.pop("admins").split(",") if uid)
     token_dirs = tuple(filter(None, given.pop("token_dirs").split("\n")))
-    life = int(given.pop("life"))
-    settings = Settings(life=life, admins=admins, token_dirs=token_dirs, **given)
+    life, executables = int(given.pop("life")), given.pop("executables") == "1"
+    settings = Settings(life=life, admins=admins, token_dirs=token_dirs, executables=executables, **given)
     _or_say_why(lambda: system(settings))
 
 
@@ -158,6 +159,7 @@ def system(settings: Settings) -> None:
             readable=(*READABLE, os.path.dirname(os.path.abspath(settings.policy)), *settings.token_dirs),
             listening=True,
             token=root == "token",
+            look=settings.executables,
         )
         admins = frozenset((0, os.geteuid() if uid is None else uid, *settings.admins))
         facts = Facts("system", os.getpid(), root, settings.policy)
@@ -193,6 +195,7 @@ def _serve(
     # A private helper's user owns both sides: nothing is gained by holding a guard against its function.
     symbols, journal = (KernelSymbols(), say) if facts.mode == "system" else (None, _nothing)
     service = Service(facts, keys, sealer, policy, audit, admins=admins, symbols=symbols, say=say, journal=journal)
-    server = Server(service, single=single, listener=listener, heartbeat=heartbeat)
+    executables = Executables() if confinement.look else None
+    server = Server(service, single=single, listener=listener, heartbeat=heartbeat, executables=executables)
     service.facts = replace(facts, hardening=harden.confine(confinement))
     return service, server

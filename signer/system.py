@@ -20,7 +20,7 @@ BACKLOG = 512
 @dataclass(frozen=True)
 class Settings:
     """Options of `bpfseal signer run`. `audit` and `anchor` are files, `root` "", a PEM file or a pkcs11: URI;
-    `token_dirs` is what a token's library goes on reading."""
+    `token_dirs` is what a token's library goes on reading; `executables`: look at those of peers."""
 
     socket: str
     policy: str
@@ -31,6 +31,7 @@ class Settings:
     user: str = ""
     admins: tuple[int, ...] = ()
     token_dirs: tuple[str, ...] = ()
+    executables: bool = False
 
 
 class SocketError(BpfsealError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import socket
@@ -124,6 +125,22 @@ def test_rate_of_a_rule() -> None:
 
         assert as_user(20001, 0, ask(helper, many)) == "5 rule opens allows 5 seals a minute"
         assert as_user(20002, 0, ask(helper, many)) == "20"
+
+
+@needs_root
+def test_rules_about_executables() -> None:
+    """Off by default; with --executables path and digest are the running file's."""
+    real = os.path.realpath("/proc/self/exe")
+    digest = hashlib.sha256(Path(real).read_bytes()).hexdigest()
+    policy = POLICY.replace("uid = 0", f'uid = 0\nexe = "{real}"\nexe_sha256 = "{digest}"')
+    with running(policy) as helper, helper.client() as client, pytest.raises(SealRefused, match="no rule"):
+        client.seal(small_bundle())
+    with running(policy, "--executables") as helper, helper.client() as client:
+        assert client.seal(small_bundle()).record
+        assert any("CAP_SYS_PTRACE" in word for word in client.status().hardening)
+    policy = policy.replace(digest, "0" * 64)
+    with running(policy, "--executables") as helper, helper.client() as client:
+        assert not client.check(small_bundle()).allowed
 
 
 @needs_root
