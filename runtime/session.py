@@ -74,6 +74,7 @@ class Session:
         self.attached = 0
         self.lost = 0
         self._stopping = False
+        self._exited = False
         self._closed = False
         self._rings: list[RingReader] = []
         self._links: list[Link] = []
@@ -141,6 +142,11 @@ class Session:
         self._stopping = True
         os.eventfd_write(self._wake, 1)
 
+    def exit(self, status: int) -> None:
+        """exit() of the script: what was produced behind it is passed over, as in bpftrace; END still speaks."""
+        self._exited = True
+        self.stop(status)
+
     @property
     def stopping(self) -> bool:
         return self._stopping
@@ -152,6 +158,7 @@ class Session:
             return
         self._detach()
         self._drain_all()
+        self._exited = False
         self._run_phase("end")
         self._drain_all()
 
@@ -258,7 +265,8 @@ class Session:
         for ring in self._rings:
             for record in ring.read():
                 seen = True
-                handlers[number(record)[0]](record)
+                if not self._exited:
+                    handlers[number(record)[0]](record)
         return seen
 
     def _drain_all(self) -> None:

@@ -101,10 +101,10 @@ class OutputSink:
 
     def _on_exit(self, session: Session, event: EventLayout) -> Handler:
         if not event.fields:
-            return lambda record: session.stop()
+            return lambda record: session.exit(0)
         field = event.fields[0]
         decode = decoder(field.shape, session.reader.enums)
-        return lambda record: session.stop(int(decode(record, field.offset)) & 0xFF)
+        return lambda record: session.exit(int(decode(record, field.offset)) & 0xFF)
 
     def _on_time(self, session: Session, event: EventLayout) -> Handler:
         format = event.format.decode("utf-8", "surrogateescape")
@@ -125,14 +125,14 @@ class OutputSink:
     def _on_cat(self, session: Session, event: EventLayout) -> Handler:
         path = self._format(session, event)
         limit = int(session.reader.config.get("max_cat_bytes", 10240))
-        return lambda record: self._cat(path(record), limit, event.where)
+        return lambda record: self._cat(path(record), limit)
 
-    def _cat(self, path: str, limit: int, where: str) -> None:
+    def _cat(self, path: str, limit: int) -> None:
         try:
             with open(os.fsencode(path), "rb") as file:
                 data = file.read(limit)
         except OSError as error:
-            self.output.diagnostic("errorf", f"failed to open file {path!r}: {error.strerror}\n", where)
+            self.output.diagnostic("errorf", f"failed to open file '{path}' ({error.strerror})\n", "")
             return
         self.output.message("cat", data.decode("utf-8", "surrogateescape"))
 

@@ -57,7 +57,7 @@ class TextOutput:
     def diagnostic(self, kind: str, text: str, where: str) -> None:
         self.flush()
         if kind == "errorf":
-            self._stderr(f"{where}: ERROR: {text}")
+            self._stderr(f"{where}: ERROR: {text}" if where else f"ERROR: {text}")
         elif kind == "warnf":
             if self._warnings:
                 self._stderr(f"{where}: WARNING: {text}")
