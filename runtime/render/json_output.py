@@ -64,7 +64,7 @@ class JsonOutput:
         self._line(kind, f"{{{self._encode(contents.name)}: {data}}}")
 
     def diagnostic(self, kind: str, text: str, where: str) -> None:
-        name, line, column = (where.rsplit(":", 2) + ["0", "0"])[:3]
+        name, line, column = [*where.rsplit(":", 2), "0", "0"][:3]
         entry = {"type": kind, "msg": clean(text), "filename": name, "line": int(line), "col": int(column)}
         self._write(self._encode(entry) + "\n")
 

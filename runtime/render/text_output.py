@@ -50,7 +50,7 @@ class TextOutput:
                 case "tseries":
                     from bpfseal.runtime.render.tseries import chart
 
-                    write(f"{name}:\n{chart(value)}\n")
+                    write(f"{name}:\n{chart(value, int(contents.layout.value.params[1]))}\n")
                 case _:
                     write(f"{name}: {self._values.text(value)}\n")
 
