@@ -201,9 +201,8 @@ def _room_for(objects: int) -> None:
 
 def errno_name(code: int) -> str:
     """ "EACCES 13"."""
-    if code == 524:
-        return "ENOTSUPP 524"
-    return f"{errno.errorcode.get(code, 'errno')} {code}"
+    names = {524: "ENOTSUPP", errno.EOPNOTSUPP: "EOPNOTSUPP"}  # Python says ENOTSUP for the latter
+    return f"{names.get(code) or errno.errorcode.get(code, 'errno')} {code}"
 
 
 def _hint(code: int) -> str | None:
