@@ -35,6 +35,8 @@ _SYMBOL: Final = re.compile(r"[A-Za-z0-9_.]{1,128}", re.ASCII)
 _UNPRINTABLE: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 _PACKETS: Final = frozenset((known.SOCKET_FILTER, known.SCHED_CLS, known.XDP))
 
+_CPUS: Final = known.possible_cpus()  # now: a confined helper can no longer read it
+
 Symbols = Callable[[str], Collection[int]]
 
 
@@ -239,7 +241,7 @@ def map_bytes(spec: MapSpec) -> int:
     kind = known.MAP_TYPES[spec.type]
     if kind.shape == "ring":
         return spec.max_entries
-    value = (spec.value_size + 7) // 8 * 8 * (known.possible_cpus() if kind.percpu else 1)
+    value = (spec.value_size + 7) // 8 * 8 * (_CPUS if kind.percpu else 1)
     if kind.shape in ("hash", "storage"):
         value += (spec.key_size + 7) // 8 * 8 + 64
     return value * (spec.max_entries or 1024)

@@ -129,6 +129,14 @@ def test_map_bytes() -> None:
     assert check(bundle(), kernel=FAKE).map_bytes == sum(m.size for m in check(bundle(), kernel=FAKE).maps)
 
 
+def test_cpus_are_counted_before_the_helper_is_confined(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable() -> int:
+        raise OSError
+
+    monkeypatch.setattr(known, "possible_cpus", unreadable)
+    assert 64 <= map_bytes(MapSpec(name="a", type=6, key_size=4, value_size=8, max_entries=8)) < 8 * 8 * 8192
+
+
 def test_values_with_timers_need_their_class() -> None:
     w = BtfWriter()
     w.int()
