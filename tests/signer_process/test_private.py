@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -16,7 +17,7 @@ import pytest
 from bpfseal.signer import audit_read
 from bpfseal.signer.client import SealRefused, SignerClient, SignerError, start_private
 
-from .conftest import small_bundle
+from .conftest import as_user, needs_root, small_bundle
 
 
 def alive(pid: int) -> bool:
@@ -250,3 +251,35 @@ def test_only_known_folders_are_imported_from(tmp_path: Path, monkeypatch: pytes
     assert "" not in folders
     assert str(tmp_path) not in folders
     assert all(os.path.isabs(folder) for folder in folders)
+
+
+USER = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from bpfseal.signer.client import start_private
+with start_private(audit=sys.argv[1]) as client:
+    state = client.status()
+    print(client.hello().mode, *state.hardening, sep=", ")
+"""
+
+
+@needs_root
+def test_an_ordinary_user_has_one_too() -> None:
+    """No root anywhere: the same confinement, but for what takes rights to set up."""
+    from bpfseal.signer.client import import_folders
+
+    python = f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+    if not os.path.exists(python):
+        pytest.skip(f"{python} is not there: this interpreter may be out of other users' reach")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chown(folder, 20004, 20004)
+
+        def act() -> str:
+            command = [python, "-I", "-c", USER, f"{folder}/state/audit.jsonl", *import_folders()]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            return done.stdout + done.stderr
+
+        answer = as_user(20004, 20004, act)
+        assert answer.startswith("private, no capabilities, not dumpable"), answer
+        assert "seccomp filter" in answer
+        assert "uid 20004" in answer
