@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from bpfseal.compiler.helpers import HELPERS, MEMORY
-from bpfseal.compiler.ir import I1, I8, I64, PTR, Value, const
+from bpfseal.compiler.ir import I1, I8, I32, I64, PTR, Value, const
 from bpfseal.compiler.ir import Function as IrFunction
 from bpfseal.compiler.unit import Declared, Unit
 from bpfseal.dsl import types
+from bpfseal.dsl.source import NOWHERE
 from bpfseal.dsl.typed import Expr, Function, Probe, Stmt, Var
 from bpfseal.dsl.types import Type, is_scalar, size_of
 from bpfseal.errors import BpfsealError
@@ -99,6 +100,7 @@ class Gen:
         self.ctx: Value = Value(PTR, "%ctx")
         self.leave: Callable[[Value | None], None] = self._return
         self.probe_number: Value = const(0, "i32")
+        self.span = NOWHERE  # of the statement being written
         self.point_index: Value | None = None  # which of the program's points, where it matters
         # Loops over maps (callbacks) and calls of the script's functions
         self.frame: Frame | None = None
@@ -129,11 +131,9 @@ class Gen:
             self.store(expr, found)
         return found
 
-    def statement(self, statement: Stmt) -> None:
-        STATEMENTS[type(statement)](self, statement)
-
     def statements(self, body: tuple[Stmt, ...]) -> None:
         for statement in body:
+            self.span = statement.span
             STATEMENTS[type(statement)](self, statement)
 
     def store_scalar(self, value: Value, type: Type, target: Value) -> None:
@@ -218,6 +218,21 @@ class Gen:
 
     def _wide(self, value: Value) -> Value:
         return self.fn.integer(value, I64)
+
+    def reading_helper(self, name: str, *args: Value) -> Value:
+        """A helper that gives zeros when it fails, which the client is told of only on request."""
+        result = self.helper(name, *args)
+        if self.unit.options.helper_errors > 1:
+            self.report_failure(name, result)
+        return result
+
+    def report_failure(self, name: str, result: Value) -> None:
+        """An event when a helper's result is an error."""
+        from bpfseal.compiler.events import runtime_error
+
+        failed = self.fn.compare("slt", self.fn.integer(result, I32), const(0, I32))
+        with self.when(failed, "failed"):
+            runtime_error(self, "helper", self.span, result, name)
 
     def kfunc(self, returns: str, name: str, *args: Value) -> Value:
         """Call a kernel function by name."""

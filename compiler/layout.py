@@ -136,7 +136,8 @@ class EventLayout(Record, frozen=True):
     format  the format string with C escapes resolved (printf and the like, time, cat, system)
     map     name of the map for print_map, clear, zero
     fields  in the order of the format's conversions
-    options by name: top, div (constants), newline, location text for errors, …
+    options by name: top, div (constants). runtime_error: kind "helper" (then helper: its name, and the one field is its
+            result, an i32), "divide_by_zero", "array_bounds", "kstack", "ustack"
     where   "file:line:col" of the call, for messages
     """
 

@@ -190,11 +190,20 @@ def _read_scalar(g: Gen, node: typed.MapRead) -> Value:
     if map.direct:
         return g.load_scalar(node.map.value, direct_value(g, map, "read"))
     found = look_up(g, map, key_pointer(g, map, node.key))
+    _report_missing(g, found)
     slot = g.fn.slot(register_type(node.type))
     with g.unless(g.fn.is_null(found), "found"):
         value = g.load_scalar(node.map.value, found)
         g.fn.store(value, slot, _register_align(value.type))
     return g.fn.load(register_type(node.type), slot, _register_align(register_type(node.type)))
+
+
+def _report_missing(g: Gen, found: Value) -> None:
+    if g.unit.options.helper_errors > 1:
+        from bpfseal.compiler.events import runtime_error
+
+        with g.when(g.fn.is_null(found), "missing"):
+            runtime_error(g, "helper", g.span, const(0), "map_lookup_elem")
 
 
 def _register_align(type: str) -> int:
@@ -208,6 +217,7 @@ def _read_address(g: Gen, node: typed.MapRead) -> Value:
     if map.direct:
         return direct_value(g, map, "read")
     found = look_up(g, map, key_pointer(g, map, node.key))
+    _report_missing(g, found)
     return g.fn.select(g.fn.is_null(found), zeros(g, size_of(node.type)), found)
 
 
@@ -355,6 +365,8 @@ def delete(g: Gen, node: typed.Call) -> Value:
     if map.bucket >= 0:
         return _delete_buckets(g, map, node.key)
     result = g.helper_on_map("map_delete_elem", map.index, "delete", key_pointer(g, map, node.key))
+    if node.options.get("discarded") and g.unit.options.helper_errors:
+        g.report_failure("map_delete_elem", result)
     return g.fn.compare("eq", result, const(0))
 
 

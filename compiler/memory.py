@@ -21,6 +21,7 @@ from bpfseal.compiler.gen import (
 )
 from bpfseal.compiler.ir import I64, NULL, PTR, Value, const
 from bpfseal.dsl import typed, types
+from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import Field, Type, is_scalar, size_of, tuple_layout
 
 DIRECT: Final = frozenset({"btf", "ctx", "bpf"})
@@ -134,38 +135,36 @@ def _element(g: Gen, node: typed.IndexOf) -> Place:
                 raise impossible(f"an index of {base_type}")
     if isinstance(node.index, typed.Int):
         return place.moved(node.index.value * stride)
-    return _at_index(g, place, g.scalar(node.index), stride, count)
+    return _at_index(g, place, g.scalar(node.index), stride, count, node.span)
 
 
-def _at_index(g: Gen, place: Place, index: Value, stride: int, count: int) -> Place:
-    """An element whose index is known at run time only; one that is out of bounds is the first of the zeros."""
+def _at_index(g: Gen, place: Place, index: Value, stride: int, count: int, span: Span) -> Place:
+    """An element whose index is known at run time only. Where the number of elements is known (`count`), one that is
+    out of bounds reads as zeros, and the client is told."""
     fn = g.fn
     index = fn.integer(index, I64)
+    direct = place.space == "bpf"  # else offsets must be constant, or are nobody's business
+    slot = fn.slot(PTR if direct else I64)
+    if count:
+        fn.store(zeros(g, stride) if direct else const(0), slot, 8)
+        inside, outside, after = fn.fresh("inside"), fn.fresh("outside"), fn.fresh("after")
+        fn.branch(fn.compare("ult", index, const(count)), inside, outside)
+        fn.start(outside)
+        from bpfseal.compiler.events import runtime_error
+
+        runtime_error(g, "array_bounds", span)
+        fn.jump(after)
+        fn.start(inside)
     offset = index if stride == 1 else fn.binary("mul", index, const(stride))
-    if place.space not in DIRECT:
-        moved = fn.binary("add", address_value(g, place), offset)
-        if count:
-            inside = fn.compare("ult", index, const(count))
-            moved = fn.select(inside, moved, const(0))
-        return Place(place.space, moved)
-    if place.space == "btf":  # the verifier wants constant offsets into objects
-        moved = fn.binary("add", address_value(g, place), offset)
-        if count:
-            moved = fn.select(fn.compare("ult", index, const(count)), moved, const(0))
-        return Place("kernel", moved)
-    start = fn.add(place.base, place.offset)
-    if not count:
-        return Place(place.space, fn.index(start, offset), 0, place.maybe_null)
-    if place.space == "ctx":
-        moved = fn.binary("add", fn.op(I64, f"ptrtoint {start} to i64"), offset)
-        return Place("kernel", fn.select(fn.compare("ult", index, const(count)), moved, const(0)))
-    # Memory of ours: the verifier has to see the bound.
-    inside = fn.compare("ult", index, const(count))
-    slot = fn.slot(PTR)
-    fn.store(zeros(g, stride), slot, 8)
-    with g.when(inside, "inside"):
-        fn.store(fn.index(start, offset), slot, 8)
-    return Place("bpf", fn.load(PTR, slot, 8))
+    if direct:
+        fn.store(fn.index(fn.add(place.base, place.offset), offset), slot, 8)
+    else:
+        fn.store(fn.binary("add", address_value(g, place), offset), slot, 8)
+    if count:
+        fn.start(after)
+    space = place.space if place.space not in ("btf", "ctx") else "kernel"
+    found = fn.load(PTR if direct else I64, slot, 8)
+    return Place(space, found, 0, direct and not count and place.maybe_null)
 
 
 def zeros(g: Gen, size: int) -> Value:
@@ -200,7 +199,7 @@ def read_scalar(g: Gen, place: Place, type: Type) -> Value:
             return _guarded(g, place, type)
         return _load(g, place, type)
     target = g.buffer(size)
-    g.helper(read_helper(place.space), target, const(size), address_value(g, place))
+    g.reading_helper(read_helper(place.space), target, const(size), address_value(g, place))
     return g.load_scalar(type, target)
 
 
@@ -208,7 +207,9 @@ def _load(g: Gen, place: Place, type: Type) -> Value:
     if place.space == "ctx":
         value = g.load_context(place.base, place.offset, memory_type(type))
         return g.truth(value) if isinstance(type, types.Bool) else value
-    return g.load_scalar(type, g.fn.add(place.base, place.offset))
+    size = size_of(type)
+    aligned = place.space != "bpf" or place.offset % max(size, 1) == 0
+    return g.load_scalar(type, g.fn.add(place.base, place.offset), 0 if aligned else place.offset & -place.offset)
 
 
 def _guarded(g: Gen, place: Place, type: Type) -> Value:
@@ -241,15 +242,25 @@ def read_memory(g: Gen, place: Place, type: Type, target: Value, clean: bool = T
             _read_foreign(g, place, type, target)
         return
     if clean and isinstance(type, types.Str):
-        g.clear(target, size)
-    _read_foreign(g, place, type, target)
+        _read_clean(g, place, size, target)
+    else:
+        _read_foreign(g, place, type, target)
 
 
 def _read_foreign(g: Gen, place: Place, type: Type, target: Value) -> None:
-    helper = read_str_helper(place.space) if isinstance(type, types.Str) else read_helper(place.space)
-    if place.space == "ctx":
-        helper = "probe_read_kernel_str" if isinstance(type, types.Str) else "probe_read_kernel"
-    g.helper(helper, target, const(size_of(type)), address_operand(g, place))
+    """The bytes as they are. What is behind a string's NUL comes along."""
+    helper = "probe_read_kernel" if place.space == "ctx" else read_helper(place.space)
+    g.reading_helper(helper, target, const(size_of(type)), address_operand(g, place))
+
+
+def _read_clean(g: Gen, place: Place, size: int, target: Value) -> None:
+    """An array of characters, which may be full: the string helpers always end with a NUL, so they get room for one
+    more."""
+    room = g.buffer(size + 1)
+    g.clear(room, size)
+    helper = "probe_read_kernel_str" if place.space == "ctx" else read_str_helper(place.space)
+    g.reading_helper(helper, room, const(size + 1), address_operand(g, place))
+    g.copy(target, room, size)
 
 
 def pieces(size: int, start: int = 0) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ class Options:
 
     cpus: int = 0
     pid_namespace: tuple[int, int] | None = None
-    helper_errors: int = 0
+    helper_errors: int = 1
     ring_pages: int = 0
 
     @cached_property

@@ -35,7 +35,7 @@ def read_string(g: Gen, node: typed.Call, target: Value, clean: bool) -> Value:
     if clean:
         g.clear(target, size)
     helper = "probe_read_kernel_str" if address.type == PTR else read_str_helper(space)
-    return g.helper(helper, target, count, address)
+    return g.reading_helper(helper, target, count, address)
 
 
 def _str(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
@@ -56,7 +56,7 @@ def _buf(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
     g.fn.store(g.fn.integer(count, I32), target, 4)
     if isinstance(source.type, types.Ptr):
         space, address = _source(g, source)
-        g.helper("probe_read_kernel" if address.type == PTR else read_helper(space), data, count, address)
+        g.reading_helper("probe_read_kernel" if address.type == PTR else read_helper(space), data, count, address)
         return
     place = place_of(g, source)
     if place.space == "bpf" and len(node.args) == 1:

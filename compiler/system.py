@@ -8,8 +8,10 @@ from bpfseal.compiler.ir import I32, I64, Value, const
 from bpfseal.compiler.layout import SESSION_WALL_OFFSET_NS
 from bpfseal.compiler.loops import counted
 from bpfseal.compiler.memory import place_of, read_helper, read_str_helper
+from bpfseal.compiler.plan import RAW_TRACEPOINT
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of
+from bpfseal.errors import BpfsealError
 
 _CLOCKS = {"boot": "ktime_get_boot_ns", "monotonic": "ktime_get_ns", "tai": "ktime_get_tai_ns"}
 _JOIN_WORDS = 16  # the reference's limits
@@ -69,6 +71,8 @@ def _map_length(g: Gen, definition: typed.MapDef) -> Value:
 
 def _comm(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
     """The name of a process by its id: the task is held while it is read."""
+    if g.program is None or g.program.type == RAW_TRACEPOINT:
+        raise BpfsealError("comm(pid) cannot be used in begin and end probes: the kernel has no look-up of tasks there")
     g.clear(target, size_of(node.type))
     task = g.kfunc("ptr", "bpf_task_from_pid", g.fn.integer(g.scalar(node.args[0]), I32))
     with g.unless(g.fn.is_null(task), "task"):
@@ -83,8 +87,7 @@ def _signal(name: str) -> Statement:
     def make(g: Gen, node: typed.Call) -> None:
         result = g.helper(name, g.scalar(node.args[0]))
         if g.unit.options.helper_errors:
-            with g.when(g.fn.compare("slt", result, const(0)), "failed"):
-                events.runtime_error(g, "helper", node.span, result, name)
+            g.report_failure(name, result)
 
     return make
 

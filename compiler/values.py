@@ -14,7 +14,7 @@ from bpfseal.compiler.gen import (
     register_type,
 )
 from bpfseal.compiler.ir import I1, I64, PTR, TRUE, Value, const
-from bpfseal.compiler.memory import zeros
+from bpfseal.compiler.memory import place_of, read_scalar, zeros
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of, tuple_layout
 
@@ -239,7 +239,7 @@ def _cast(g: Gen, node: typed.Cast) -> Value:
     source, wanted = node.operand.type, node.type
     if not is_scalar(source):
         if isinstance(source, types.Array | types.Buf | types.Str):  # the bytes in memory order
-            return g.load_scalar(wanted, g.address(node.operand), 1)
+            return read_scalar(g, place_of(g, node.operand), wanted)
         raise impossible(f"a cast of {source} to {wanted}")
     value = g.scalar(node.operand)
     if isinstance(wanted, types.Bool):
