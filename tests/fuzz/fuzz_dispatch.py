@@ -35,7 +35,9 @@ import msgspec
 from bpfseal.signer import audit_read, protocol
 from bpfseal.signer import bundle as wire
 from bpfseal.signer.abi import Abi
+from bpfseal.signer.analyse import Kernel, analyse
 from bpfseal.signer.audit import AuditLog
+from bpfseal.signer.insn import decode
 from bpfseal.signer.keys import Keys, SoftKey
 from bpfseal.signer.peer import want_credentials
 from bpfseal.signer.policy import Policy
@@ -68,9 +70,16 @@ def seeds() -> list[wire.Bundle]:
     """Bundles to start from: some within the policy, some not."""
     bundles = [wire.decode(small_bundle()), wire.decode(small_bundle("syscalls:sys_enter_kill"))]
     attach = (wire.Attach("perf_tracepoint", "tracepoint:syscalls:sys_enter_openat", "syscalls:sys_enter_openat"),)
-    for one in (samples.small(), samples.tiny()):
+    for one in (samples.small(), samples.tiny(), samples.many(3, 2)):
         programs = tuple(
-            msgspec.structs.replace(p, attach=attach, type=5, expected_attach_type=0) for p in one.programs
+            msgspec.structs.replace(
+                p,
+                attach=attach,
+                type=5,
+                expected_attach_type=0,
+                declared=analyse(decode(p.insns), one.maps, Kernel()).found,
+            )
+            for p in one.programs
         )
         bundles.append(msgspec.structs.replace(one, programs=programs))
         bundles.append(one)
