@@ -62,8 +62,12 @@ def read(
     *,
     folders: Sequence[Path] = (),
     script_folder: Path | None = None,
+    includes: Sequence[str] = (),
 ) -> Definitions:
     """What `preamble` defines. `folders` are searched for headers first (-I), then the system's.
+
+    Headers in the script's folder and in `folders` belong to the script: they are read at once, mistakes in them are
+    mistakes of the script, and their texts join `Definitions.sources`. `includes` are headers included in front.
 
     Raises DslError.
     """
@@ -73,20 +77,20 @@ def read(
         predefined[machine] = "1"
     search = Headers(folders, script_folder or Path())
     definitions = Definitions(environment, Preprocessor(predefined), search, list(sources))
+    whole = preamble[0].span if preamble else Span(0, 0)
     try:
+        for name in includes:
+            definitions.include(Include(name, False, Span(0, 0, -1)))
         for text in preamble:
-            definitions.preprocessor.feed(text.text, text.span.start, text.span.source)
+            definitions.preprocessor.feed(text.text, text.span.start, text.span.source, definitions.include)
         definitions.preprocessor.finish()
-        for include in definitions.preprocessor.includes:
-            search.require(include)
-        whole = preamble[0].span if preamble else Span(0, 0)
         parser = Parser(definitions.preprocessor.code, definitions.preprocessor.defines, definitions.scope, whole)
         parser.unit()
     except CError as e:
-        raise DslError([Diagnostic("error", e.message, e.span, e.hint)], list(sources)) from None
+        raise DslError([Diagnostic("error", e.message, e.span, e.hint)], definitions.sources) from None
     except RecursionError:
-        where = preamble[0].span if preamble else Span(0, 0)
-        raise DslError([Diagnostic("error", "C definitions are nested too deeply", where)], list(sources)) from None
+        message = "C definitions are nested too deeply"
+        raise DslError([Diagnostic("error", message, whole)], definitions.sources) from None
     return definitions
 
 
@@ -99,21 +103,19 @@ class Headers:
         triplet = f"{platform.machine()}-linux-gnu"
         self.system = [Path("/usr/local/include"), Path("/usr/include") / triplet, Path("/usr/include")]
 
-    def find(self, include: Include, beside: Path | None = None) -> Path | None:
+    def find(self, include: Include, beside: Path | None = None) -> tuple[Path, bool] | None:
+        """The file, and whether it is the script's own."""
         quoted = [] if include.system else [*([beside] if beside else []), self.script]
         for folder in [*quoted, *self.own, *self.system]:
             path = folder / include.name
             if os.path.isfile(path):  # False for names that cannot be
-                return path
+                return path, folder not in self.system
         return None
 
-    def require(self, include: Include) -> None:
-        """Raises CError for a header that is neither there nor one whose contents are known without it."""
+    def known(self, include: Include) -> bool:
+        """Whether what the header says is known without it: BTF has the kernel's types."""
         first, _, rest = include.name.partition("/")
-        known = first in KERNEL_FOLDERS | LIBRARY_FOLDERS if rest else first in LIBRARY_HEADERS
-        if not known and self.find(include) is None:
-            folders = ", ".join(str(f) for f in [*self.own, *self.system])
-            raise CError(f"there is no header '{include.name}'", include.span, f"looked in {folders}; add some with -I")
+        return first in KERNEL_FOLDERS | LIBRARY_FOLDERS if rest else first in LIBRARY_HEADERS
 
 
 class Definitions:
@@ -129,7 +131,34 @@ class Definitions:
         self.scope = Scope(environment.type_named, self._kernel_size, self._constant)
         self._infos: dict[str, RecordInfo | None] = {}
         self._headers_read = False
+        self._own: list[Path] = []
+        self._system: list[Include] = []
         self._evaluating: set[str] = set()
+
+    def include(self, include: Include) -> None:
+        """Reads a header of the script's own; notes one of the system. Raises CError when there is none."""
+        beside = self._own[-1].parent if self._own else None
+        found = self.headers.find(include, beside)
+        if found is None:
+            if self.headers.known(include):
+                self._system.append(include)
+                return
+            folders = ", ".join(str(f) for f in [*self.headers.own, *self.headers.system])
+            raise CError(f"there is no header '{include.name}'", include.span, f"looked in {folders}; add some with -I")
+        path, own = found
+        if not own:
+            self._system.append(include)
+            return
+        if path in self._own or len(self.sources) > MAX_HEADERS:
+            raise CError(f"the header '{include.name}' includes itself", include.span)
+        try:
+            text = path.read_bytes()[:MAX_HEADER_BYTES].decode("utf-8", "surrogateescape")
+        except OSError as e:
+            raise CError(f"cannot read the header '{path}': {e.strerror}", include.span) from None
+        self.sources.append(Source(text, str(path)))
+        self._own.append(path)
+        self.preprocessor.feed(text, 0, len(self.sources) - 1, self.include)
+        self._own.pop()
 
     def defines(self) -> dict[str, tuple[str, Span]]:
         """Object-like macros of the script itself with a text, for `expand`."""
@@ -205,7 +234,7 @@ class Definitions:
 
     def header_constant(self, name: str) -> tuple[int, Type] | None:
         """A constant that only a header has; reads the headers when first asked."""
-        if not self.preprocessor.includes:
+        if not self._system:
             return None
         self._read_headers()
         found = self.constant(name)
@@ -218,7 +247,7 @@ class Definitions:
 
     def header_type(self, name: str) -> Type | None:
         """A type that only a header has."""
-        if not self.preprocessor.includes or self._headers_read:
+        if not self._system or self._headers_read:
             return None
         self._read_headers()
         self._infos.clear()
@@ -286,7 +315,7 @@ class Definitions:
             return
         self._headers_read = True
         reader = _HeaderReader(self)
-        for include in list(self.preprocessor.includes):
+        for include in self._system:
             reader.include(include, None)
         self.preprocessor = reader.preprocessor
         try:
@@ -307,7 +336,8 @@ class _HeaderReader:
         self.bytes = 0
 
     def include(self, include: Include, beside: Path | None) -> None:
-        path = self.headers.find(include, beside)
+        found = self.headers.find(include, beside)
+        path = found[0] if found is not None else None
         if path is None or path in self.seen or len(self.seen) >= MAX_HEADERS or self.bytes > MAX_HEADER_BYTES:
             return
         self.seen.add(path)

@@ -86,9 +86,9 @@ class Preprocessor:
         self.defines: dict[str, Define] = {
             name: Define(name, None, text, Span(0, 0, -1)) for name, text in predefined.items()
         }
-        self.includes: list[Include] = []
         self.code: list[CToken] = []
         self.tolerant = tolerant
+        self.depth = 0
         # (this branch is active, some branch was, where it opened)
         self.conditions: list[tuple[bool, bool, Span]] = []
 
@@ -158,9 +158,12 @@ class Preprocessor:
             match = re.match(r'<([^>\n]+)>|"([^"\n]+)"', rest)
             if match is not None:
                 include = Include(match[1] or match[2], match[1] is not None, span)
-                self.includes.append(include)
                 if on_include is not None:
+                    self.depth += 1
+                    if self.depth > _MAX_NESTING:
+                        raise CError("headers include each other too deeply", span)
                     on_include(include)
+                    self.depth -= 1
             elif not self.tolerant:
                 raise CError('#include needs <header.h> or "header.h"', span)
         elif word == "error" and not self.tolerant:

@@ -1,4 +1,4 @@
-"""From the script as parsed to the script as checked: imports, parameters, C constants and macros are replaced.
+"""From the script as parsed to the script as checked: parameters, C constants and macros are replaced.
 
 What is left for the checker: `comptime` (it needs types), and `unroll` with a count that is no literal.
 
@@ -33,7 +33,7 @@ def expand(
     imports_from: Path | None = None,
     defines: Mapping[str, tuple[str, Span]] | None = None,
 ) -> ast.Script:
-    """`script` without macros, imports, parameters and C constants.
+    """`script` without imports, macros, parameters and C constants; `front.front` does this and what goes before it.
 
     params        positional parameters; `expand_params.split_arguments` divides a command line
     named         named parameters, None for one without a value
@@ -42,7 +42,11 @@ def expand(
 
     Raises DslError for mistakes in the script, UsageError for named parameters it does not take.
     """
-    work = _Expansion(script, params, named or {}, imports_from or Path(), defines or {})
+    if script.imports:
+        from bpfseal.dsl.expand_imports import merge_imports
+
+        script = merge_imports(script, imports_from or Path())
+    work = _Expansion(script, params, named or {}, defines or {})
     try:
         return work.run()
     except Fault as fault:
@@ -58,13 +62,11 @@ class _Expansion:
         script: ast.Script,
         params: Sequence[str],
         named: Mapping[str, str | None],
-        folder: Path,
         defines: Mapping[str, tuple[str, Span]],
     ) -> None:
         self.script = script
         self.sources: list[Source] = list(script.sources)
         self.params = Parameters(params, named)
-        self.folder = folder
         self.defines = defines
         self.macros = Macros()
         self.loaded: set[str] = set()
@@ -73,21 +75,10 @@ class _Expansion:
 
     def run(self) -> ast.Script:
         script = self.script
-        parts = [script]
-        headers: tuple[ast.CText, ...] = ()
-        if script.imports:
-            from bpfseal.dsl.expand_imports import Imports
-
-            imports = Imports(self.sources, self.folder)
-            for wanted in script.imports:
-                imports.add(wanted, self.folder)
-            parts = [*imports.scripts, script]
-            headers = tuple(imports.headers)
-        for part in parts:
-            for macro in part.macros:
-                self.macros.add(macro)
-        functions = tuple(self.function(f) for part in parts for f in part.functions)
-        probes = tuple(self.probe(p) for part in parts for p in part.probes)
+        for macro in script.macros:
+            self.macros.add(macro)
+        functions = tuple(self.function(f) for f in script.functions)
+        probes = tuple(self.probe(p) for p in script.probes)
         known: dict[int, tuple[int, int]] = {}
         size = 0
         wholes: list[ast.Function | ast.Probe] = [*functions, *probes]
@@ -101,9 +92,9 @@ class _Expansion:
         self.params.check_named()
         return ast.Script(
             sources=tuple(self.sources),
-            preamble=(*headers, *(text for part in parts for text in part.preamble)),
+            preamble=script.preamble,
             config=script.config,
-            maps=tuple(m for part in parts for m in part.maps),
+            maps=script.maps,
             functions=functions,
             probes=probes,
             warnings=(*script.warnings, *self.params.warnings),

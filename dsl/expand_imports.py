@@ -18,6 +18,30 @@ from bpfseal.dsl.source import Diagnostic, DslError, Source
 MAX_FILE = 4 << 20
 
 
+def merge_imports(script: ast.Script, folder: Path) -> ast.Script:
+    """`script`, which stands in `folder`, with everything it imports in front of its own. Raises DslError."""
+    if not script.imports:
+        return script
+    sources = list(script.sources)
+    imports = Imports(sources, folder)
+    try:
+        for wanted in script.imports:
+            imports.add(wanted, folder)
+    except Fault as fault:
+        raise DslError([fault.diagnostic], sources) from None
+    parts = [*imports.scripts, script]
+    return ast.Script(
+        sources=tuple(sources),
+        preamble=(*imports.headers, *(text for part in parts for text in part.preamble)),
+        config=script.config,
+        maps=tuple(m for part in parts for m in part.maps),
+        macros=tuple(m for part in parts for m in part.macros),
+        functions=tuple(f for part in parts for f in part.functions),
+        probes=tuple(p for part in parts for p in part.probes),
+        warnings=script.warnings,
+    )
+
+
 class Imports:
     """Everything that was imported, each file once, what it needs before itself."""
 

@@ -16,9 +16,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from bpfseal.dsl import cdefs, points
-from bpfseal.dsl.expand import expand
-from bpfseal.dsl.parse import parse
+from bpfseal.dsl import points
+from bpfseal.dsl.front import front
 from bpfseal.dsl.source import DslError
 from bpfseal.errors import BpfsealError
 from tests.fuzz.seeds import SEEDS, TOKENS
@@ -66,12 +65,7 @@ def mutated(random: random.Random, texts: list[str]) -> str:
 def front_end(text: str) -> str:
     """How far `text` gets: "refused", or "expanded". Raises what must not be raised."""
     try:
-        script = parse(text)
-        environment = EmptyEnvironment()
-        definitions = cdefs.read(script.preamble, script.sources, environment)
-        for name in definitions.scope.records:
-            definitions.record(name)
-        script = expand(script, params=("7", "text"), defines=definitions.defines(), imports_from=Path("/nonexistent"))
+        script, _ = front(text, "fuzz", EmptyEnvironment(), params=("7", "text"), folder=Path("/nonexistent"))
         for probe in script.probes:
             for point in probe.points:
                 points.specs(point.text, unsafe=True)
