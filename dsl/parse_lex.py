@@ -214,6 +214,10 @@ def _header(text: str, position: int) -> Iterator[Token]:
                 at = text.index(bad, position)
                 yield Token(ERROR, f"unexpected character {bad!r} in an attach point", at, at + 1)
                 return
+            if '"' in written and '"' in _quoted().sub("", written):
+                at = text.index('"', position) if written.count('"') == 1 else position
+                yield Token(ERROR, "these quotes are never closed with '\"'", at, end)
+                return
             yield Token(NUMBER["POINT"], written, position, end)
             position = _layout.match(text, end).end()  # type: ignore[union-attr]
         sign = text[position : position + 1]
