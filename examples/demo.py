@@ -26,7 +26,7 @@ def main() -> int:
             with vm.boot(kernel) as machine:
                 result = machine.run(
                     [sys.executable, str(GUEST), "--expect-abi", abi],
-                    timeout=180,
+                    timeout=600,
                     on_stdout=_show,
                     on_stderr=_show,
                 )
