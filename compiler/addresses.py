@@ -55,10 +55,8 @@ def _percpu_kaddr(g: Gen, node: typed.Call) -> Value:
     id = _variable_id(g.unit, str(node.options["symbol"]))
     handle = g.fn.pointer(g.fn.op(I64, f"call i64 @llvm.bpf.pseudo(i64 {_PSEUDO_BTF_ID}, i64 {id})"))
     if not node.args:
-        found = g.helper("this_cpu_ptr", handle)
-    else:
-        found = g.helper("per_cpu_ptr", handle, g.scalar(node.args[0]))
-    return g.fn.integer(found, I64)
+        return g.as_number(g.helper("this_cpu_ptr", handle))
+    return g.as_number(g.helper("per_cpu_ptr", handle, g.scalar(node.args[0])))
 
 
 def _variable_id(unit: Unit, name: str) -> int:

@@ -204,6 +204,13 @@ class Gen:
         place = self.fn.add(self.unit.value(index), self.unit.zero_at)
         return self.fn.op(I64, f"load volatile i64, ptr {place.text}, align 8")
 
+    def as_number(self, pointer: Value) -> Value:
+        """A pointer that the verifier follows, or thinks may be null, as a plain number: by way of memory that it does
+        not look into."""
+        place = self.locate(self.reserve_scratch(8))
+        self.fn.do(f"store volatile {pointer}, ptr {place.text}, align 8")
+        return self.fn.op(I64, f"load volatile i64, ptr {place.text}, align 8")
+
     # Calls
 
     def helper(self, name: str, *args: Value) -> Value:

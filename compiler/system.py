@@ -45,7 +45,15 @@ def _path(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
     size = size_of(node.type)
     place = place_of(g, typed.Deref(node.args[0], types.Record("struct path", 16), node.span))
     g.clear(target, size)
-    g.helper("d_path", g.fn.pointer(g.fn.add(g.fn.pointer(place.base), place.offset)), target, const(size))
+
+    def read() -> None:
+        g.helper("d_path", g.fn.add(g.fn.pointer(place.base), place.offset), target, const(size))
+
+    if place.maybe_null:
+        with g.unless(g.fn.is_null(g.fn.pointer(place.base)), "present"):
+            read()
+    else:
+        read()
 
 
 def length(g: Gen, node: typed.Call) -> Value:
