@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -37,10 +38,20 @@ class KeyTrouble(BpfsealError):
     """A key cannot be made, read or used."""
 
 
-class SoftKey:
-    """A private key in this process's memory (`pkcs7.SigningKey`). `ecdsa` is how EC keys sign."""
+def _deterministic_ecdsa() -> ec.ECDSA:
+    """ECDSA that needs no random numbers (RFC 6979): two clones of one virtual machine cannot betray the key by signing
+    different loaders with the same nonce. Plain ECDSA where OpenSSL is older than 3.2."""
+    try:
+        return ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+    except UnsupportedAlgorithm:
+        return ec.ECDSA(hashes.SHA256())
 
-    ecdsa = ec.ECDSA(hashes.SHA256())
+
+_ECDSA = _deterministic_ecdsa()
+
+
+class SoftKey:
+    """A private key in this process's memory (`pkcs7.SigningKey`)."""
 
     def __init__(self, private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> None:
         self._private = private
@@ -86,22 +97,10 @@ class SoftKey:
 
     def sign(self, data: bytes) -> bytes:
         if isinstance(self._private, ec.EllipticCurvePrivateKey):
-            return self._private.sign(data, self.ecdsa)
+            return self._private.sign(data, _ECDSA)
         from cryptography.hazmat.primitives.asymmetric import padding
 
         return self._private.sign(data, padding.PKCS1v15(), hashes.SHA256())
-
-
-def deterministic() -> ec.ECDSA:
-    """ECDSA that needs no random numbers (RFC 6979): two clones of one virtual machine cannot betray the key by signing
-    different loaders with the same nonce. Costs 15 ms of imports, so a helper that lives for one trace does without.
-    """
-    from cryptography.exceptions import UnsupportedAlgorithm
-
-    try:
-        return ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
-    except UnsupportedAlgorithm:
-        return ec.ECDSA(hashes.SHA256())
 
 
 def open_root(source: str) -> tuple[pkcs7.SigningKey | None, str]:

@@ -8,7 +8,7 @@ Classic BPF over `struct seccomp_data` (include/uapi/linux/seccomp.h, linux/audi
 from __future__ import annotations
 
 import ctypes
-import platform
+import os
 import struct
 
 from bpfseal.signer.executable import FS_IOC_MEASURE_VERITY
@@ -84,7 +84,7 @@ def _if_one_of(number: int, argument: int, values: tuple[int, ...]) -> list[byte
 
 def build(*, listening: bool, token: bool) -> bytes:
     """The filter program for this machine."""
-    arm = platform.machine() == "aarch64"
+    arm = os.uname().machine == "aarch64"
     column = 1 if arm else 0
     calls = _CALLS | (_ACCEPT if listening else {}) | (_TOKEN if token else {})
     numbers = sorted(number for number in (row[column] for row in calls.values()) if number is not None)

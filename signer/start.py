@@ -18,7 +18,7 @@ from bpfseal.signer.abi import Abi, probe
 from bpfseal.signer.audit import AuditLog
 from bpfseal.signer.executable import Executables
 from bpfseal.signer.kallsyms import KernelSymbols
-from bpfseal.signer.keys import LEAF_SECONDS, Keys, SoftKey, deterministic, open_root
+from bpfseal.signer.keys import LEAF_SECONDS, Keys, SoftKey, open_root
 from bpfseal.signer.peer import in_initial_pid_namespace, want_credentials
 from bpfseal.signer.policy import Policy, PolicyFile
 from bpfseal.signer.seal import Sealer
@@ -144,7 +144,6 @@ def system(settings: Settings) -> None:
     """Run the system's helper until it is told to stop."""
     os.umask(0o077)
     supervisor = Supervisor()
-    SoftKey.ecdsa = deterministic()
     uid, gid = account(settings.user)
     policy = PolicyFile(settings.policy)
     policy.current()

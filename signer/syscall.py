@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 
 _X86_64 = {
     "bpf": 321,
@@ -50,7 +49,7 @@ _ARM64 = {
     "fsmount": 432,
     "close_range": 436,
 }
-NUMBERS = _ARM64 if platform.machine() == "aarch64" else _X86_64
+NUMBERS = _ARM64 if os.uname().machine == "aarch64" else _X86_64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
