@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfseal.dsl import ast, points
-from bpfseal.dsl.expand_macros import Frame, Macros, bind, member_path, replaced_type
+from bpfseal.dsl.expand_macros import ConstantFrame, Frame, Macros, bind, member_path, replaced_type
 from bpfseal.dsl.expand_params import Fault, Parameters
 from bpfseal.dsl.expand_stdlib import INDEX, load
 from bpfseal.dsl.expand_tree import MAX_HEIGHT, MAX_SIZE, measure, rebuild
@@ -224,9 +224,8 @@ class _Expansion:
                 f"#define {name} is no expression: '{text}'", span, trail=(("it is defined here", place),)
             ) from e
         self.defining.append(name)
-        frame = Frame(ast.Macro(name, (), ast.Block((), None)), span, 0, None)
         try:
-            return self.visitor(frame)(value)
+            return self.visitor(ConstantFrame(name, span))(value)
         finally:
             self.defining.pop()
 

@@ -45,6 +45,19 @@ class Frame:
         return self.maps[name]
 
 
+class ConstantFrame(Frame):
+    """The text of a C constant: it means what it would mean at the place of its use."""
+
+    def __init__(self, name: str, via: Span) -> None:
+        super().__init__(ast.Macro(name, (), ast.Block(())), via, 0, None)
+
+    def variable(self, name: str) -> str:
+        return name
+
+    def map(self, name: str, span: Span) -> str:
+        return name
+
+
 class Macros:
     """All macros by name, in the order of their definition."""
 
