@@ -332,13 +332,13 @@ _START = (
 
 
 def default_audit_path() -> str:
-    """Where private helpers keep their log: BPFSEAL_AUDIT, else /var/log/bpfseal for root, else the user's state
-    directory."""
+    """Where private helpers keep their log: BPFSEAL_AUDIT, else /var/log/bpfseal-private for root (the system's helper
+    owns /var/log/bpfseal), else the user's state directory."""
     named = os.environ.get("BPFSEAL_AUDIT", "")
     if named:
         return os.path.abspath(named)
     if os.geteuid() == 0:
-        return "/var/log/bpfseal/private.jsonl"
+        return "/var/log/bpfseal-private/audit.jsonl"
     state = os.environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(state):
         state = os.path.expanduser("~/.local/state")
