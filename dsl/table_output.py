@@ -170,9 +170,10 @@ OUTPUT_AND_STRINGS = (
         "str",
         ("string str(char *data, [uint64 length])",),
         (1, 2),
-        "Read a string that ends with a NUL, at most max_strlen bytes or `length` bytes.",
+        "Read a string that ends with a NUL, at most max_strlen bytes or `length` bytes, the NUL among them.",
         'args: one pointer, then a U64 length unless it is constant; options "size": int, bytes of the result with its '
-        "NUL; type Str(size). A run-time length of n keeps at most n bytes. Of a Str argument only a Cast remains",
+        "NUL; type Str(size). A length of n at run time keeps at most n characters and a NUL (1 has been taken off "
+        "what was written). Of a Str argument only a Cast remains",
     ),
     FunctionSpec(
         "buf",
@@ -238,14 +239,14 @@ OUTPUT_AND_STRINGS = (
         ("string strerror(int32 error)",),
         (1, 1),
         "Text of an errno.",
-        'args: one I32; options "names": dict[int, bytes]; type Str(64); a number that is not there gives its decimal '
-        "digits. A constant argument gives a StrLit",
+        'args: one I32; options "names": dict[int, bytes], "unknown": bytes for numbers that are not there; type '
+        "Str(64). A constant argument gives a StrLit",
     ),
     FunctionSpec(
         "signal_name",
         ("string signal_name(int32 signal)",),
         (1, 1),
-        "Name of a signal, such as SIGINT.",
+        "What a signal means, as strsignal(3) says it.",
         "as strerror",
     ),
     FunctionSpec(

@@ -8,7 +8,13 @@ import signal
 
 ERRORS: dict[int, str] = {0: "Success", **{number: os.strerror(number) for number in errno.errorcode}}
 
-SIGNALS: dict[int, str] = {number.value: number.name for number in signal.Signals}
+# As strsignal(3) has them.
+SIGNALS: dict[int, str] = {
+    0: "Unknown signal 0",
+    **{n: signal.strsignal(n) or f"Unknown signal {n}" for n in range(1, 65)},
+}
+
+UNKNOWN = {"ERRORS": "Unknown error", "SIGNALS": "N/A", "SYSCALLS": "Unknown syscall"}
 
 # arch/x86/entry/syscalls/syscall_64.tbl: (first number, names that follow each other).
 _SYSCALLS = (

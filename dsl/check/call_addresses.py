@@ -165,14 +165,15 @@ def stack(c: State, node: ast.Call) -> typed.Expr:
         c.warn(node.span, "'build_id' is for user stacks only, the kernel's is shown raw")
         mode = "raw"
     if at < len(node.args):
-        found = arguments.number(c, node, at, "the limit", 1)
+        found = arguments.number(c, node, at, "the limit")
         if found is None:
             return nothing(node.span)
         if found > MAX_STACK_DEPTH:
             return c.error(
                 node.args[at].span, f"{node.name}(): the limit must not exceed {MAX_STACK_DEPTH}, it is {found}"
             )
-        depth = found
+        # a parameter that was not given is 0
+        depth = found or depth
     if where == "kernel" and mode == "build_id":
         return c.error(node.span, "'build_id' is for user stacks only")
     return typed.Call(node.name, (), Stack(where, mode, depth), node.span, {"mode": mode, "depth": depth})

@@ -6,7 +6,7 @@ from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check import arguments, fold
 from bpfseal.dsl.check.access import place_of
 from bpfseal.dsl.check.arguments import Rule
-from bpfseal.dsl.check.conversions import to_int
+from bpfseal.dsl.check.conversions import to_int, truth
 from bpfseal.dsl.check.operators import number
 from bpfseal.dsl.check.state import State, nothing
 from bpfseal.dsl.types import BOOL, I32, I64, U32, U64, Array, Buf, Int, Ptr, Str, size_of
@@ -27,19 +27,34 @@ def str_(c: State, node: ast.Call) -> typed.Expr:
         return nothing(node.span)
     size, length = limit(c), None
     if len(node.args) == 2:
-        counted = arguments.integer(c, node, 1, U64)
-        if counted is None:
+        counted = arguments.value(c, node, 1)
+        wide = None if counted is None else arguments.as_integer(c, counted, "str", U64)
+        if counted is None or wide is None:
             return nothing(node.span)
-        known = fold.constant(arguments.value(c, node, 1) or counted)
+        known = fold.constant(counted)
         if known is None:
-            length = counted
+            length = _room(wide)
         elif known < 0:
             return c.error(counted.span, f"str() cannot use a negative length ({known})")
-        elif known + 1 > size:
+        elif known > size:
             c.warn(counted.span, f"the length {known} is too long and is shortened to {size} bytes", "see max_strlen")
         else:
-            size = known + 1
+            size = max(1, known)
     return read(c, expr, size, length, node)
+
+
+def _room(length: typed.Expr) -> typed.Expr:
+    """Characters that fit into `length` bytes beside the NUL."""
+    span = length.span
+    kept: typed.Expr = length
+    body: tuple[typed.Stmt, ...] = ()
+    if not isinstance(length, typed.VarRef | typed.Builtin | typed.ArgField):
+        # evaluated once
+        var = typed.Var("length", U64)
+        kept, body = typed.VarRef(var, U64, span), (typed.AssignVar(var, length, span),)
+    less = typed.Binary("-", kept, typed.Int(1, U64, span), U64, span)
+    room = typed.Ternary(truth(kept), less, typed.Int(0, U64, span), U64, span)
+    return typed.BlockExpr(body, room, U64, span) if body else room
 
 
 def read(c: State, expr: typed.Expr, size: int, length: typed.Expr | None, node: ast.Call) -> typed.Expr:
@@ -52,7 +67,8 @@ def read(c: State, expr: typed.Expr, size: int, length: typed.Expr | None, node:
         if size >= type.size:
             return expr
         if isinstance(expr, typed.StrLit):
-            return number(expr.value[: size - 1], node.span)
+            # of a literal the length counts characters, as in the reference
+            return number(expr.value[:size], node.span)
         return typed.Cast(expr, Str(size), node.span)
     if isinstance(type, Array) and size_of(type.element) == 1:
         found: typed.Expr | None = typed.AddressOf(expr, Ptr(type, place_of(expr)), expr.span)
@@ -71,12 +87,13 @@ def buf(c: State, node: ast.Call) -> typed.Expr:
     most = limit(c) - 4
     length: typed.Expr | None = None
     if len(node.args) == 2:
-        counted = arguments.integer(c, node, 1, U64)
-        if counted is None:
+        counted = arguments.value(c, node, 1)
+        wide = None if counted is None else arguments.as_integer(c, counted, "buf", U64)
+        if counted is None or wide is None:
             return nothing(node.span)
-        known = fold.constant(arguments.value(c, node, 1) or counted)
+        known = fold.constant(counted)
         if known is None:
-            length = counted
+            length = wide
         elif known < 0:
             return c.error(counted.span, f"buf() cannot use a negative length ({known})")
         else:
@@ -194,10 +211,11 @@ def _named(names: str) -> Rule:
         expr = arguments.integer(c, node, 0, I32)
         if expr is None:
             return nothing(node.span)
+        unknown = words.UNKNOWN[names].encode()
         known = fold.constant(expr)
         if known is not None:
-            return number(table.get(known, str(known).encode()), node.span)
-        return typed.Call(node.name, (expr,), Str(64), node.span, {"names": table})
+            return number(table.get(abs(known) if names == "ERRORS" else known, unknown), node.span)
+        return typed.Call(node.name, (expr,), Str(64), node.span, {"names": table, "unknown": unknown})
 
     return rule
 

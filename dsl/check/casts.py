@@ -45,7 +45,8 @@ def convert(c: State, operand: typed.Expr, target: Type, span: Span) -> typed.Ex
     if same(have, target) and not (isinstance(have, Int) and (have.flexible or have.space)):
         if not c.silent:
             c.warn(span, f"unnecessary cast: the expression is of type {have} already")
-        return operand
+        # what has been cast is no literal any more: it is not folded, and keeps its sign
+        return typed.Cast(operand, target, span) if isinstance(operand, typed.Int) else operand
     match target:
         case Int() | Bool() | Enum():
             return _to_number(c, operand, target, span)

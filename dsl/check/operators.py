@@ -237,8 +237,11 @@ def unary(c: State, node: ast.Unary) -> typed.Expr:
         if integer is not None:
             if node.op == "+":
                 return operand
-            wide = I64 if integer.signed else U64
-            return typed.Unary(node.op, to_int(operand, wide), wide, node.span)
+            if not integer.signed:
+                # of its own width, as in C
+                narrow = typed.Unary(node.op, to_int(operand, integer), integer, node.span)
+                return to_int(narrow, U64)
+            return typed.Unary(node.op, to_int(operand, I64), I64, node.span)
     return c.error(node.span, f"the {node.op} operator cannot be used on expressions of type {type}")
 
 

@@ -171,7 +171,7 @@ def test_options_of_calls() -> None:
     assert options("$x = nsecs") == {"clock": "boot"}
     assert options("time()") == {"format": b"%H:%M:%S\n"}
     assert options('join(0, ",")') == {"separator": b","}
-    assert options("$x = str(0, 10)") == {"size": 11}
+    assert options("$x = str(0, 10)") == {"size": 10}
     assert options('$x = strncmp(comm, "ab", 2)') == {"n": 2}
     assert options('$x = pton("1.2.3.4")') == {"bytes": bytes((1, 2, 3, 4))}
     assert options('$x = kaddr("jiffies")') == {"symbol": "jiffies", "address": 0xFFFFFFFF81000000}
