@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bpfseal.runtime import vm
+from tests.vm.pool import or_skip
 
 Steps = dict[str, dict[str, Any]]
 
@@ -22,12 +23,8 @@ Steps = dict[str, dict[str, Any]]
     ],
 )
 def seen(request: pytest.FixtureRequest) -> Steps:
-    try:
-        machine = vm.boot(request.param, limit=700)
-    except vm.VmUnavailable as error:
-        pytest.skip(f"no test kernel: {error.message}")
-    with machine:
-        done = machine.run([sys.executable, "-m", "tests.loader.guest_enforce"], timeout=600)
+    with or_skip(request.param, lambda: vm.boot(request.param, limit=900)) as machine:
+        done = machine.run([sys.executable, "-m", "tests.loader.guest_enforce"], timeout=800)
     steps = [json.loads(line) for line in done.stdout.decode().splitlines() if line.startswith("{")]
     assert done.status == 0, done.stderr.decode(errors="replace")
     for step in steps:

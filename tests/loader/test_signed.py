@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from bpfseal.runtime import vm
+from tests.vm.pool import vm72, vm73, vm618
+
+__all__ = ["vm72", "vm73", "vm618"]
 
 KERNELS = {"6.18": 1, "7.2": 1, "7.3": 2}
 # 7.2 has the ABI of 6.18; it differs in the member that says "exclusive".
@@ -20,13 +23,9 @@ METADATA = 384  # bytes, of the bundle whose bits are flipped
 Results = dict[str, dict[str, Any]]
 
 
-def observe(kernel: str, *arguments: str, timeout: float) -> Results:
-    try:
-        machine = vm.boot(kernel, limit=timeout + 60)
-    except vm.VmUnavailable as error:
-        pytest.skip(f"no test kernel: {error.message}")
-    with machine:
-        done = machine.run([sys.executable, "-m", "tests.loader.guest", *arguments], timeout=timeout)
+def observe(request: pytest.FixtureRequest, kernel: str, *arguments: str, timeout: float) -> Results:
+    machine: vm.Machine = request.getfixturevalue(f"vm{kernel.replace('.', '')}")
+    done = machine.run([sys.executable, "-m", "tests.loader.guest", *arguments], timeout=timeout)
     lines = [json.loads(line) for line in done.stdout.decode().splitlines() if line.startswith("{")]
     assert done.status == 0, done.stderr.decode(errors="replace")
     for line in lines:
@@ -37,7 +36,7 @@ def observe(kernel: str, *arguments: str, timeout: float) -> Results:
 @pytest.fixture(scope="module", params=[pytest.param(k, marks=pytest.mark.vm) for k in KERNELS])
 def seen(request: pytest.FixtureRequest) -> tuple[int, Results]:
     """(signing ABI that this kernel must have, what the guest observed)."""
-    return KERNELS[request.param], observe(request.param, EFFORT[request.param], timeout=400)
+    return KERNELS[request.param], observe(request, request.param, EFFORT[request.param], timeout=600)
 
 
 @pytest.fixture
@@ -157,9 +156,9 @@ def test_flipped_bits(seen: tuple[int, Results], effort: str) -> None:
 @pytest.mark.vm
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_at_length(kernel: str) -> None:
+def test_at_length(request: pytest.FixtureRequest, kernel: str) -> None:
     """Every bit, ten thousand contexts, and a race of minutes."""
-    results = observe(kernel, "slow", "flipped_bits", "swapped_slot", "random_contexts", timeout=3600)
+    results = observe(request, kernel, "slow", "flipped_bits", "swapped_slot", "random_contexts", timeout=3600)
     abi = KERNELS[kernel]
     flips = results["flipped_bits"]
     judge_flips(abi, flips, sum(flips["loader"].values()), 8 * METADATA)
