@@ -9,14 +9,17 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
+
 from bpfseal.compiler.ir import PTR
+from bpfseal.signer.bundle import MapSpec
 
 if TYPE_CHECKING:
     from bpfseal.compiler.link import Linked
     from bpfseal.compiler.plan import Program
     from bpfseal.compiler.unit import Unit
 
-_INT, _PTR, _STRUCT, _FUNC, _FUNC_PROTO = 1, 2, 4, 12, 13
+_INT, _PTR, _ARRAY, _STRUCT, _FUNC, _FUNC_PROTO = 1, 2, 3, 4, 12, 13
 _SIGNED: Final = 1 << 24
 _STATIC, _GLOBAL = 0, 1
 _MAGIC: Final = 0xEB9F
@@ -56,6 +59,9 @@ class Writer:
     def pointer(self, to: int = 0) -> int:
         return self._add("", _PTR, 0, to)
 
+    def array(self, element: int, count: int) -> int:
+        return self._add("", _ARRAY, 0, 0, struct.pack("<III", element, self.integer(4), count))
+
     def structure(self, name: str, size: int, members: Sequence[tuple[str, int, int]]) -> int:
         """`members`: (name, type, offset in bytes)."""
         tail = b"".join(_WORDS.pack(self._string(n), type, 8 * at) for n, type, at in members)
@@ -77,11 +83,26 @@ class Writer:
         return _HEADER.pack(_MAGIC, 1, 0, 24, 0, len(types), len(types), len(self._strings)) + types + self._strings
 
 
+def map_types(unit: Unit, maps: Sequence[MapSpec], writer: Writer) -> tuple[MapSpec, ...]:
+    """The maps, those with values that the kernel has to know with their types: a struct that begins with a special
+    member of the kernel's, whose name says what it is, and has plain bytes behind it."""
+    found = []
+    for index, spec in enumerate(maps):
+        name = unit.value_types.get(index)
+        if name is not None:
+            word = writer.integer(8, signed=False)
+            special = writer.structure(name, 8, [("__opaque", word, 0)])
+            rest = writer.array(writer.integer(1), spec.value_size - 8)
+            value = writer.structure(f"value_{index}", spec.value_size, [("special", special, 0), ("data", rest, 8)])
+            spec = structs.replace(spec, key_btf=word, value_btf=value)
+        found.append(spec)
+    return tuple(found)
+
+
 def describe(
-    unit: Unit, programs: Sequence[Program], linked: Sequence[Linked], writer: Writer | None = None
+    unit: Unit, programs: Sequence[Program], linked: Sequence[Linked], writer: Writer
 ) -> tuple[bytes, list[bytes]]:
     """BTF of a bundle and the func_info of its programs. Only programs with callbacks have any."""
-    writer = writer if writer is not None else Writer()
     infos = []
     for program, found in zip(programs, linked, strict=True):
         records = b""

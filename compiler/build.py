@@ -55,10 +55,13 @@ def _attempt(unit: Unit) -> tuple[list[Program], list[link.Linked]]:
 
 def _bundle(unit: Unit, programs: list[Program], linked: list[link.Linked]) -> Bundle:
     btf, infos = b"", [b""] * len(programs)
-    if any(found.callbacks for found in linked):
+    maps = unit.finish_maps()
+    if unit.value_types or any(found.callbacks for found in linked):
         from bpfseal.compiler import btfgen
 
-        btf, infos = btfgen.describe(unit, programs, linked)
+        writer = btfgen.Writer()
+        maps = btfgen.map_types(unit, maps, writer)
+        btf, infos = btfgen.describe(unit, programs, linked, writer)
     specs = tuple(
         _program(unit, program, found, info) for program, found, info in zip(programs, linked, infos, strict=True)
     )
@@ -73,6 +76,7 @@ def _bundle(unit: Unit, programs: list[Program], linked: list[link.Linked]) -> B
         counters=unit.counters,
         session=unit.session,
         stacks=dict(sorted(unit.stacks.items())),
+        deferred=unit.deferred,
         formats=tuple(unit.formats),
         enums={name: dict(sorted(values.items())) for name, values in sorted(script.enums.items())},
         config=dict(sorted(script.config.items())),
@@ -81,7 +85,7 @@ def _bundle(unit: Unit, programs: list[Program], linked: list[link.Linked]) -> B
     return Bundle(
         version=BUNDLE_VERSION,
         programs=specs,
-        maps=unit.finish_maps(),
+        maps=maps,
         btf=btf,
         source=script.sources[0].text if script.sources else "",
         reader=layout.encode(reader),

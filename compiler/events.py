@@ -63,13 +63,14 @@ def _layout(types: Sequence[Type]) -> tuple[tuple[int, ...], int]:
 
 
 def where(g: Gen, span: Span) -> str:
-    """ "file:line:col" of a place in the script."""
+    """ "file:line:col-col" of a place in the script, see EventLayout.where."""
     sources = g.unit.script.sources
     if not 0 <= span.source < len(sources):
         return ""
     source = sources[span.source]
     line, column = source.position(span.start)
-    return f"{source.name}:{line}:{column}"
+    last_line, end = source.position(span.end)
+    return f"{source.name}:{line}:{column}-{end}" if last_line == line else f"{source.name}:{line}:{column}"
 
 
 # --- sending ----------------------------------------------------------------------------------------------------

@@ -78,6 +78,20 @@ class Buffer:
 
 
 @dataclass
+class Element:
+    """Memory in the value of a map element: where it is, what of it is taken."""
+
+    fn: IrFunction
+    value: Value
+    size: int
+
+    def take(self, size: int) -> Value:
+        place = self.fn.add(self.value, self.size)
+        self.size += (size + 7) & -8
+        return place
+
+
+@dataclass
 class Loop:
     """Labels of the innermost loop; in a callback `leave` is what `break` does."""
 
@@ -102,6 +116,8 @@ class Gen:
         self.probe_number: Value = const(0, "i32")
         self.span = NOWHERE  # of the statement being written
         self.point_index: Value | None = None  # which of the program's points, where it matters
+        # Deferred blocks have their memory in the map element that they were scheduled by, and may sleep
+        self.element: Element | None = None
         # Loops over maps (callbacks) and calls of the script's functions
         self.frame: Frame | None = None
         self.callback_frame: Frame | None = None
@@ -169,13 +185,17 @@ class Gen:
 
     def reserve(self, size: int, align: int = 8) -> Buffer:
         """Memory of this function's own; what is in it at first is unknown."""
+        if self.element is not None and size > 8:
+            return Buffer(self.element.take(size))
         if size <= self.unit.on_stack_limit and self.stack_bytes + size <= self.unit.stack_budget:
             self.stack_bytes += (size + 7) & -8
             return Buffer(self.fn.alloca(max(size, 1), align))
         return Buffer(None, self.unit.scratch(size))
 
     def reserve_scratch(self, size: int) -> Buffer:
-        """Memory in the scratch map, where offsets that are known at run time only may be used."""
+        """Memory in a map, where offsets that are known at run time only may be used."""
+        if self.element is not None:
+            return Buffer(self.element.take(size))
         return Buffer(None, self.unit.scratch(size))
 
     def locate(self, buffer: Buffer) -> Value:

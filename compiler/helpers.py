@@ -63,6 +63,7 @@ HELPERS: Final[dict[str, Helper]] = {
     "ringbuf_discard": Helper(133),
     "d_path": Helper(147, "writes"),
     "get_current_task_btf": Helper(158, "none", PTR),
+    "copy_from_user": Helper(148, "writes"),
     "per_cpu_ptr": Helper(153, "none", PTR),
     "this_cpu_ptr": Helper(154, "none", PTR),
     "for_each_map_elem": Helper(164),

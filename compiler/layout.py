@@ -109,16 +109,17 @@ def hist_bucket_low(bucket: int, bits: int) -> int | None:
 
 
 def lhist_buckets(low: int, high: int, step: int) -> int:
-    """Number of buckets of lhist(n, low, high, step): below, one per step, above."""
-    return (high - low + step - 1) // step + 2
+    """Number of buckets of lhist(n, low, high, step): below, one per whole step, above. As in bpftrace, what is left of
+    the range behind the last whole step counts as above."""
+    return (high - low) // step + 2
 
 
 def lhist_bucket_low(bucket: int, low: int, high: int, step: int) -> int | None:
-    """Smallest value in a bucket of lhist(); None for bucket 0, the values below `low`. The last bucket starts at
-    `high` and has no end."""
+    """Smallest value in a bucket of lhist(); None for bucket 0, the values below `low`. The last bucket, which has no
+    end, starts at `high` or less than a step below it."""
     if bucket <= 0:
         return None
-    return min(low + (bucket - 1) * step, high)
+    return low + (bucket - 1) * step
 
 
 class EventField(Record, frozen=True):
@@ -138,7 +139,8 @@ class EventLayout(Record, frozen=True):
     fields  in the order of the format's conversions
     options by name: top, div (constants). runtime_error: kind "helper" (then helper: its name, and the one field is its
             result, an i32), "divide_by_zero", "array_bounds", "kstack", "ustack"
-    where   "file:line:col" of the call, for messages
+    where   "file:line:col-col" of the call, for messages: the second column is behind its end; "file:line:col" where it
+            ends on another line
     """
 
     action: str
@@ -171,6 +173,8 @@ class Reader(Record, frozen=True):
     counters  index of the PERCPU_ARRAY of u64: slot 0 lost events; slot 1 + n failed updates of maps[n]; -1 for none
     session   index of the session ARRAY (SESSION_* above), -1 when no program reads it
     stacks    indexes of the stack maps by "kernel"/"user" + "_" + depth (with "_build_id" behind it for that mode)
+    deferred  index of the PERCPU_ARRAY of u64 about deferred work: slot 0 scheduled, 1 run, 2 dropped (its task already
+              had the same block pending, or no room); -1 without
     formats   texts that values name by number: the formats of Timestamp values, the filters of CgroupPath values
     """
 
@@ -183,6 +187,7 @@ class Reader(Record, frozen=True):
     counters: int = -1
     session: int = -1
     stacks: dict[str, int] = {}
+    deferred: int = -1
     formats: tuple[bytes, ...] = ()
     enums: dict[str, dict[int, str]] = {}
     config: dict[str, str | int | bool] = {}

@@ -19,15 +19,15 @@ from bpfseal.compiler.gen import (
     memory_type,
     register_type,
 )
-from bpfseal.compiler.ir import I64, NULL, PTR, Value, const
+from bpfseal.compiler.ir import I32, I64, NULL, PTR, Value, const
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import Field, Type, is_scalar, size_of, tuple_layout
 
 DIRECT: Final = frozenset({"btf", "ctx", "bpf"})
 
-_READ: Final = {"kernel": "probe_read_kernel", "btf": "probe_read_kernel", "user": "probe_read_user"}
-_READ_STR: Final = {"kernel": "probe_read_kernel_str", "btf": "probe_read_kernel_str", "user": "probe_read_user_str"}
+_READ: Final = dict.fromkeys(("kernel", "btf", "ctx", "bpf"), "probe_read_kernel") | {"user": "probe_read_user"}
+_READ_STR: Final = {space: f"{name}_str" for space, name in _READ.items()}
 _INLINE_CONTEXT: Final = 64
 
 
@@ -43,13 +43,24 @@ class Place(NamedTuple):
         return self._replace(offset=self.offset + offset)
 
 
-def read_helper(space: str) -> str:
-    """The helper that reads memory of a space. Where it is unknown ("none"), the one that looks at the address."""
-    return _READ.get(space, "probe_read")
+def read_bytes(g: Gen, space: str, target: Value, count: Value, address: Value) -> Value:
+    """Read memory of a space through a helper; its result, negative if it failed, when `target` is all zeros. Where the
+    space is unknown ("none"), the helper is the one that looks at the address."""
+    if address.type == PTR and space != "user":
+        space = "kernel"
+    if space == "user" and g.element is not None:  # may sleep: pages are brought in
+        return g.reading_helper("copy_from_user", target, count, g.fn.integer(address, I64))
+    return g.reading_helper(_READ.get(space, "probe_read"), target, count, address)
 
 
-def read_str_helper(space: str) -> str:
-    return _READ_STR.get(space, "probe_read_str")
+def read_text(g: Gen, space: str, target: Value, count: Value, address: Value) -> Value:
+    """Likewise for a string; the result is its length with the NUL. Bytes behind the NUL stay as they were."""
+    if address.type == PTR and space != "user":
+        space = "kernel"
+    if space == "user" and g.element is not None:
+        size = g.fn.integer(count, I32)
+        return g.kfunc(I32, "bpf_copy_from_user_str", target, size, g.fn.pointer(address), const(0))
+    return g.reading_helper(_READ_STR.get(space, "probe_read_str"), target, count, address)
 
 
 # --- places -----------------------------------------------------------------------------------------------------
@@ -199,7 +210,7 @@ def read_scalar(g: Gen, place: Place, type: Type) -> Value:
             return _guarded(g, place, type)
         return _load(g, place, type)
     target = g.buffer(size)
-    g.reading_helper(read_helper(place.space), target, const(size), address_value(g, place))
+    read_bytes(g, place.space, target, const(size), address_value(g, place))
     return g.load_scalar(type, target)
 
 
@@ -249,8 +260,7 @@ def read_memory(g: Gen, place: Place, type: Type, target: Value, clean: bool = T
 
 def _read_foreign(g: Gen, place: Place, type: Type, target: Value) -> None:
     """The bytes as they are. What is behind a string's NUL comes along."""
-    helper = "probe_read_kernel" if place.space == "ctx" else read_helper(place.space)
-    g.reading_helper(helper, target, const(size_of(type)), address_operand(g, place))
+    read_bytes(g, place.space, target, const(size_of(type)), address_operand(g, place))
 
 
 def _read_clean(g: Gen, place: Place, size: int, target: Value) -> None:
@@ -258,8 +268,7 @@ def _read_clean(g: Gen, place: Place, size: int, target: Value) -> None:
     more."""
     room = g.buffer(size + 1)
     g.clear(room, size)
-    helper = "probe_read_kernel_str" if place.space == "ctx" else read_str_helper(place.space)
-    g.reading_helper(helper, room, const(size + 1), address_operand(g, place))
+    read_text(g, place.space, room, const(size + 1), address_operand(g, place))
     g.copy(target, room, size)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from bpfseal.compiler import (  # the handlers register themselves
     aggregates,
     args,
     calls,
+    deferred,
     events,
     functions,
     loops,
@@ -28,8 +30,9 @@ from bpfseal.compiler.merge import merged
 from bpfseal.compiler.plan import Program
 from bpfseal.compiler.unit import Unit
 from bpfseal.dsl import typed
+from bpfseal.errors import BpfsealError
 
-_HANDLERS = (aggregates, args, calls, events, functions, loops, memory, names, statements, values)
+_HANDLERS = (aggregates, args, calls, deferred, events, functions, loops, memory, names, statements, values)
 
 _INTRINSICS = """\
 declare i64 @llvm.bpf.pseudo(i64, i64)
@@ -72,6 +75,8 @@ def _write_program(unit: Unit, program: Program, probe: typed.Probe) -> None:
     fn = Function(program.name, I64, (Value(PTR, "%ctx"),), tail=f'section ".f.{program.name}" ')
     g = Gen(unit, fn, program, probe)
     g.probe_number = const(first, "i32")
+    if program.kind in ("kprobe", "kretprobe") and unit.options.addresses is not None:
+        _guard(g, program, unit.options.addresses)
     index = None
     if program.numbers:
         index = _dispatch(g, program, named)
@@ -84,6 +89,23 @@ def _write_program(unit: Unit, program: Program, probe: typed.Probe) -> None:
     g.statements(probe.body)
     g.fn.ret(const(program.result))
     unit.add_function(fn, g.declared)
+
+
+def _guard(g: Gen, program: Program, addresses: Mapping[str, int]) -> None:
+    """Leave unless the traced function is one that the program was made for. The signing helper recognises the form:
+    until the address is known to be one of these constants nothing has an effect (signer.guard)."""
+    fn = g.fn
+    inside = fn.fresh("guarded")
+    found = g.helper("get_func_ip", g.ctx)
+    for point in program.points:
+        address = addresses.get(point.function)
+        if address is None or point.number:
+            raise BpfsealError(f"{point.name} cannot be bound to its address", hint="only the entry of a function can")
+        other = fn.fresh("other")
+        fn.branch(fn.compare("eq", found, const(address)), inside, other)
+        fn.start(other)
+    fn.ret(const(program.result))
+    fn.start(inside)
 
 
 def _dispatch(g: Gen, program: Program, named: bool) -> Value | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bpfseal.compiler.gen import Gen, Memory, Scalar
 from bpfseal.compiler.ir import I64, Value, const
-from bpfseal.compiler.memory import address_operand, place_of, read_helper
+from bpfseal.compiler.memory import address_operand, place_of, read_bytes
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of
 
@@ -30,7 +30,7 @@ def _bytes(g: Gen, source: typed.Expr, target: Value, size: int) -> None:
     if place.space == "bpf":
         g.copy(target, g.fn.add(place.base, place.offset), size, 4 if size % 4 == 0 else 1)
     else:
-        g.helper(read_helper(place.space), target, const(size), address_operand(g, place))
+        read_bytes(g, place.space, target, const(size), address_operand(g, place))
 
 
 def _pton(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,7 @@ class Options:
     pid_namespace: tuple[int, int] | None = None
     helper_errors: int = 1
     ring_pages: int = 0
+    addresses: Mapping[str, int] | None = None
 
     @cached_property
     def cpu_count(self) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bpfseal.compiler.gen import Gen, Memory, Scalar, Statement
-from bpfseal.compiler.ir import FALSE, I1, I8, I32, I64, PTR, TRUE, Value, const
+from bpfseal.compiler.ir import FALSE, I1, I8, I32, I64, TRUE, Value, const
 from bpfseal.compiler.loops import may_leave
-from bpfseal.compiler.memory import Place, pieces, place_of, read_helper, read_str_helper
+from bpfseal.compiler.memory import Place, address_operand, pieces, place_of, read_bytes, read_text
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of
 
@@ -34,8 +34,7 @@ def read_string(g: Gen, node: typed.Call, target: Value, clean: bool) -> Value:
         count = g.fn.select(g.fn.compare("ugt", count, const(size)), const(size), count)
     if clean:
         g.clear(target, size)
-    helper = "probe_read_kernel_str" if address.type == PTR else read_str_helper(space)
-    return g.reading_helper(helper, target, count, address)
+    return read_text(g, space, target, count, address)
 
 
 def _str(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
@@ -56,16 +55,13 @@ def _buf(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
     g.fn.store(g.fn.integer(count, I32), target, 4)
     if isinstance(source.type, types.Ptr):
         space, address = _source(g, source)
-        g.reading_helper("probe_read_kernel" if address.type == PTR else read_helper(space), data, count, address)
+        read_bytes(g, space, data, count, address)
         return
     place = place_of(g, source)
     if place.space == "bpf" and len(node.args) == 1:
         g.copy(data, g.fn.add(place.base, place.offset), most, 1)
         return
-    from bpfseal.compiler.memory import address_operand
-
-    helper = "probe_read_kernel" if place.space in ("bpf", "ctx") else read_helper(place.space)
-    g.helper(helper, data, count, address_operand(g, place))
+    read_bytes(g, place.space, data, count, address_operand(g, place))
 
 
 def _strlen(g: Gen, node: typed.Call) -> Value:
@@ -73,15 +69,13 @@ def _strlen(g: Gen, node: typed.Call) -> Value:
     (text,) = node.args
     size = size_of(text.type)
     if isinstance(text, typed.Call) and text.name == "str":
-        result = read_string(g, text, g.buffer(size), False)
+        result = g.fn.integer(read_string(g, text, g.buffer(size), False), I64, signed=True)
     else:
         array = isinstance(text.type, types.Array)
         place = place_of(g, text)
         copy = g.buffer(size + 1 if array else size)
-        from bpfseal.compiler.memory import address_operand
-
-        helper = "probe_read_kernel_str" if place.space in ("bpf", "ctx") else read_str_helper(place.space)
-        result = g.helper(helper, copy, const(size + 1 if array else size), address_operand(g, place))
+        room = size + 1 if array else size
+        result = g.fn.integer(read_text(g, place.space, copy, const(room), address_operand(g, place)), I64, signed=True)
     good = g.fn.compare("sgt", result, const(0))
     return g.fn.select(good, g.fn.binary("sub", result, const(1)), const(0))
 

@@ -7,7 +7,7 @@ from bpfseal.compiler.gen import Gen, Memory, Scalar, Statement
 from bpfseal.compiler.ir import I32, I64, Value, const
 from bpfseal.compiler.layout import SESSION_WALL_OFFSET_NS
 from bpfseal.compiler.loops import counted
-from bpfseal.compiler.memory import place_of, read_helper, read_str_helper
+from bpfseal.compiler.memory import place_of, read_bytes, read_text
 from bpfseal.compiler.plan import RAW_TRACEPOINT
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of
@@ -141,11 +141,11 @@ def _join(g: Gen, node: typed.Call) -> None:
             fn.store(const(0, "i8"), target, 1)
             with g.unless(fn.load("i1", done, 1), "more"):
                 at = fn.binary("add", array, fn.binary("shl", n, const(3)))
-                g.helper(read_helper(space), word_at, const(8), at)
+                read_bytes(g, space, word_at, const(8), at)
                 word = fn.load(I64, word_at, 8)
                 fn.store(fn.compare("eq", word, const(0)), done, 1)
                 with g.when(g.truth(word), "word"):
-                    g.helper(read_str_helper(space), target, const(_JOIN_SIZE), word)
+                    read_text(g, space, target, const(_JOIN_SIZE), word)
         g.helper("ringbuf_submit", record, const(0))
 
 

@@ -66,7 +66,8 @@ class Unit:
         self.externals: set[str] = set()
         self.kfuncs: set[str] = set()
         self.stacks: dict[str, int] = {}
-        self.ring = self.control = self.counters = self.session = -1
+        self.ring = self.control = self.counters = self.session = self.deferred = -1
+        self.value_types: dict[int, str] = {}  # maps whose values the kernel has to know by BTF: name of the struct
         self.on_stack_limit = 32
         self.stack_budget = 320
         self.zero_at = -1  # offset of a word in the first CPU's scratch memory that nobody writes
@@ -139,6 +140,12 @@ class Unit:
                 MapSpec(name="session", type=ARRAY, key_size=4, value_size=SESSION_SIZE, max_entries=1)
             )
         return self.session
+
+    def deferred_index(self) -> int:
+        if self.deferred < 0:
+            spec = MapSpec(name="deferred", type=PERCPU_ARRAY, key_size=4, value_size=8, max_entries=3)
+            self.deferred = self.add_map(spec)
+        return self.deferred
 
     def stack_map(self, space: str, depth: int, build_id: bool) -> int:
         key = f"{space}_{depth}" + ("_build_id" if build_id else "")
