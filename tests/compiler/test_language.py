@@ -49,7 +49,7 @@ CASES = [
     ('$s = "abc"; print($s[0]); $i = (uint64)2; print($s[$i]);', "97\n99\n"),
     ('$e = 2; print(strerror($e)); $e = 9999; print(strerror($e)); $e = -42; print(strerror($e));',
      "No such file or directory\n9999\n-42\n"),
-    ('$n = 0; print(syscall_name($n)); $s = 9; print(signal_name($s));', "read\nSIGKILL\n"),
+    ('$n = 0; print(syscall_name($n)); $s = 9; print(signal_name($s));', "read\nKilled\n"),
     ('printf("%s %s\\n", probe, probetype);', "begin special\n"),
     # tuples, records
     ('$t = (1, "ab", 3); print($t); print($t.1); print($t.2);', "(1, ab, 3)\nab\n3\n"),
