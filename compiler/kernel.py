@@ -477,7 +477,7 @@ def spelled(btf: Btf, id: int, name: str, tight: bool = False) -> str:
         return f"void{space}"
     target = btf.size_or_type(id)
     if kind == raw.PTR:
-        star = f"*{name}" if tight or not name else f"* {name}"
+        star = f"*{name}" if tight or not name or name[0] == "*" else f"* {name}"
         if btf.kind(target) in (raw.ARRAY, raw.FUNC_PROTO):
             return spelled(btf, target, f"({star.replace(' ', '')})", tight)
         return spelled(btf, target, star, tight)

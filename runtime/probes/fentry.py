@@ -23,11 +23,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     module, function = spec.parts if len(spec.parts) == 2 else ("", spec.parts[0])
     if is_wild(module) or is_wild(function):
         in_module, in_function = matcher(module or "*"), matcher(function)
-        return [
-            _point(spec.kind, owner, name)
-            for owner, name in _all(world)
-            if in_function(name) and in_module(owner) and safe(name)
-        ]
+        return [_point(spec.kind, owner, name) for owner, name in _all(world) if in_function(name) and in_module(owner)]
     if not safe(function):
         return []
     if module:
@@ -63,11 +59,9 @@ def _all(world: World) -> Iterator[tuple[str, str]]:
     listed = world.functions.traceable if world.functions.listed_by_ftrace else None
     for module in sorted(["vmlinux", *types.modules()]):
         owner = "" if module == "vmlinux" else module
-        names = types.module_functions(module) if owner else types.function_names().decode().split()
-        if listed is None:
-            yield from ((module, name) for name in names)
-        else:
-            yield from ((module, name) for name in names if (name, owner) in listed)
+        names = set(types.module_functions(module) if owner else types.function_names().decode().split())
+        names = set(filter(safe, names)) if listed is None else names & listed.get(owner, set())
+        yield from ((module, name) for name in sorted(names))
 
 
 def _programs(spec: AttachSpec) -> Sequence[Point]:
@@ -118,7 +112,7 @@ def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
         from bpfseal.runtime.probes.programs import functions
 
         return sorted(f"bpf:{id}:{name}" for id, name in functions())
-    return (f"{module}:{name}" for module, name in _all(world) if safe(name))
+    return (f"{module}:{name}" for module, name in _all(world))
 
 
 def _describe(world: World, kind: str, name: str) -> Iterable[str]:

@@ -19,7 +19,9 @@ _SAFE: Final = rf"(?!{'|'.join(_DANGEROUS_START)}|(?:{'|'.join(_DANGEROUS)})(?!\
 # One expression over the whole text: 60,000 lines take 20 ms, a loop in Python takes five times that.
 _LISTED: Final = re.compile(rf"^{_SAFE}(\S+)(?:[ \t]+\[([^\]\n]+)\])?", re.MULTILINE)
 _SYMBOL: Final = re.compile(rf"^\S+ [tTwW] {_SAFE}([^\s.]+)(?:[ \t]+\[([^\]\n]+)\])?$", re.MULTILINE)
+_FORBIDDEN_LINE: Final = re.compile(r"^\S+\t(\S+)(?:[ \t]+\[([^\]\n]+)\])?", re.MULTILINE)
 _KALLSYMS: Final = "/proc/kallsyms"
+_FORBIDDEN: Final = "/sys/kernel/debug/kprobes/blacklist"
 
 
 class KernelFunctions:
@@ -36,21 +38,34 @@ class KernelFunctions:
     def has(self, function: str, module: str | None) -> bool:
         """Whether there is such a function that may be probed; in `module`, "" for the kernel itself, None anywhere."""
         if module is not None:
-            return (function, module) in self.traceable
+            return function in self.traceable.get(module, ())
         if self.listed_by_ftrace:
-            return function in self._traceable_names
+            return function in self.names
         return re.search(rb" [tTwW] " + re.escape(function.encode()) + rb"(?:\t|$)", self._kallsyms, re.M) is not None
 
     @cached_property
-    def traceable(self) -> dict[tuple[str, str], None]:
-        """(function, module or "") of what can be probed, in the order of the source.
+    def traceable(self) -> dict[str, set[str]]:
+        """Names of what can be probed, by module, "" for the kernel itself.
 
         That is ftrace's list; where it may not be read, every function of the symbol table that has a plain name: the
-        kernel then decides when the probe is attached.
+        kernel then decides when the probe is attached. What kprobes may not touch is left out of either.
         """
         if self._listed is not None:
-            return dict.fromkeys(_LISTED.findall(self._listed))
-        return dict.fromkeys(_SYMBOL.findall(self._kallsyms.decode("utf-8", "replace")))
+            pairs = _LISTED.findall(self._listed)
+        else:
+            pairs = _SYMBOL.findall(self._kallsyms.decode("utf-8", "replace"))
+        found: dict[str, set[str]] = {"": {name for name, module in pairs if not module}}
+        for name, module in pairs:
+            if module:
+                found.setdefault(module, set()).add(name)
+        for name, module in self._forbidden:
+            found.get(module, set()).discard(name)
+        return found
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Names of all that can be probed, whatever module they are in."""
+        return set().union(*self.traceable.values())
 
     @cached_property
     def listed_by_ftrace(self) -> bool:
@@ -65,8 +80,13 @@ class KernelFunctions:
             return None
 
     @cached_property
-    def _traceable_names(self) -> frozenset[str]:
-        return frozenset(name for name, _ in self.traceable)
+    def _forbidden(self) -> list[tuple[str, str]]:
+        """(function, module) of the kernel's own list; nothing where debugfs is not mounted."""
+        try:
+            with open(_FORBIDDEN, encoding="utf-8", errors="replace") as file:
+                return _FORBIDDEN_LINE.findall(file.read())
+        except OSError:
+            return []
 
     def modules(self) -> list[str]:
         """Names of the loaded modules."""

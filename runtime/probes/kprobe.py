@@ -35,8 +35,9 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     in_module, in_function = matcher(module or "*"), matcher(name)
     pairs = {
         (owner or "vmlinux" if module else "", function)
-        for function, owner in world.functions.traceable
-        if in_function(function) and in_module(owner or "vmlinux")
+        for owner, functions in world.functions.traceable.items()
+        if in_module(owner or "vmlinux")
+        for function in filter(in_function, functions)
     }
     return [_point(spec.kind, owner, function, offset) for owner, function in sorted(pairs)]
 
@@ -106,9 +107,10 @@ def _kernel(type: Type) -> Type:
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
     if not os.path.exists(_PMU):
         return []  # nothing can be attached, whatever functions there are
-    if ":" in pattern:
-        return sorted({f"{owner or 'vmlinux'}:{function}" for function, owner in world.functions.traceable})
-    return sorted({function for function, _ in world.functions.traceable})
+    if ":" not in pattern:
+        return sorted(world.functions.names)
+    owners = sorted((owner or "vmlinux", functions) for owner, functions in world.functions.traceable.items())
+    return (f"{owner}:{function}" for owner, functions in owners for function in sorted(functions))
 
 
 def _describe(world: World, kind: str, name: str) -> Iterable[str]:

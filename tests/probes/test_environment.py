@@ -480,32 +480,32 @@ class TestFunctionLists:
     )
 
     def functions(
-        self, monkeypatch: pytest.MonkeyPatch, listed: str | None, symbols: str
-    ) -> dict[tuple[str, str], None]:
-        from bpfseal.runtime.probes.functions import KernelFunctions
+        self, monkeypatch: pytest.MonkeyPatch, listed: str | None, symbols: str, forbidden: str = ""
+    ) -> dict[str, set[str]]:
+        from bpfseal.runtime.probes import functions
         from bpfseal.runtime.probes.world import World
 
-        found = KernelFunctions(World())
+        found = functions.KernelFunctions(World())
         monkeypatch.setitem(found.__dict__, "_listed", listed)
         monkeypatch.setitem(found.__dict__, "_kallsyms", symbols.encode())
+        monkeypatch.setitem(found.__dict__, "_forbidden", functions._FORBIDDEN_LINE.findall(forbidden))
         return found.traceable
 
     def test_by_ftrace(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert list(self.functions(monkeypatch, self.FTRACE, "")) == [
-            ("vfs_read", ""),
-            ("default_idle_call", ""),
-            ("bar.isra.0", "veth"),
-            ("baz", "m"),
-            ("x_rcu_y", ""),
-        ]
+        assert self.functions(monkeypatch, self.FTRACE, "") == {
+            "": {"vfs_read", "default_idle_call", "x_rcu_y"},
+            "veth": {"bar.isra.0"},
+            "m": {"baz"},
+        }
 
     def test_by_symbols(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert list(self.functions(monkeypatch, None, self.KALLSYMS)) == [
-            ("_stext", ""),
-            ("veth_xmit", "veth"),
-            ("weak", ""),
-        ]
+        assert self.functions(monkeypatch, None, self.KALLSYMS) == {"": {"_stext", "weak"}, "veth": {"veth_xmit"}}
+
+    def test_forbidden_ones(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        forbidden = "0xffffffff81000000-0xffffffff81000020\tvfs_read\n0xffffffffc0000000-0xffffffffc0000001\tbaz [m]\n"
+        found = self.functions(monkeypatch, self.FTRACE, "", forbidden)
+        assert found == {"": {"default_idle_call", "x_rcu_y"}, "veth": {"bar.isra.0"}, "m": set()}
 
     def test_nothing_to_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert self.functions(monkeypatch, None, "") == {}
-        assert self.functions(monkeypatch, "", "") == {}
+        assert self.functions(monkeypatch, None, "") == {"": set()}
+        assert self.functions(monkeypatch, "", "") == {"": set()}
