@@ -15,7 +15,10 @@ _TOKEN = re.compile(
     |(?P<sign>\.\.\.|<<|>>|<=|>=|==|!=|&&|\|\||\#\#|->|[-+*/%~!<>=&|^?:,;.(){}\[\]\#@])""",
     re.VERBOSE | re.ASCII,
 )
-_DIRECTIVE = re.compile(r"#[ \t]*(?P<word>[a-z]*)[ \t]*(?P<rest>(?:[^\n\\]|\\\r?\n|\\.)*)\\?")
+_DIRECTIVE = re.compile(
+    r"#[ \t]*(?P<word>[a-z_]*)[ \t]*"
+    r'(?P<rest>(?>/\*[\s\S]*?\*/|"(?:[^"\\\n]|\\.)*"|[^\n\\]|\\\r?\n|\\.)*+)\\?'  # a comment may span lines
+)
 _IGNORED = ("pragma", "error", "warning", "include_next", "line")
 _MAX_NESTING = 100
 _MAX_LINE = 5_000  # tokens of a macro or a condition
@@ -180,11 +183,9 @@ class Preprocessor:
                 return
             raise CError("#define needs a name", span)
         params = tuple(p.strip() for p in match[2][1:-1].split(",")) if match[2] else None
-        body = rest[match.end() :]
-        start = base + match.end() + len(body) - len(body.lstrip())
-        # comments are no part of the text
-        body = re.sub(r"//.*|/\*[\s\S]*?\*/\s*$", "", body.lstrip()).rstrip()
-        self.defines[match[1]] = Define(match[1], params, body, Span(start, start + len(body), source))
+        start, end = _without_comments(rest, match.end())
+        body = rest[start:end]
+        self.defines[match[1]] = Define(match[1], params, body, Span(base + start, base + end, source))
 
     def _holds(self, word: str, rest: str, base: int, source: int) -> bool:
         if word != "if":
@@ -209,6 +210,19 @@ class Preprocessor:
             if self.tolerant:
                 return False
             raise
+
+
+def _without_comments(text: str, at: int) -> tuple[int, int]:
+    """Where the first token of `text` behind `at` starts and the last one ends."""
+    first = last = -1
+    while at < len(text):
+        token = _TOKEN.match(text, at)
+        end = token.end() if token is not None else at + 1
+        if token is None or token.lastgroup != "layout":
+            first = at if first < 0 else first
+            last = end
+        at = end
+    return (first, last) if first >= 0 else (at, at)
 
 
 def substitute(tokens: Iterable[CToken], defines: Mapping[str, Define]) -> list[CToken]:

@@ -93,13 +93,12 @@ _word = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _named = _lazy(rf"([A-Za-z_]\w*){_LAYOUT}=(?!=)", re.ASCII)
 _plain = re.compile(r'[^\s{},/:"]+')
 _quoted = _lazy(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"')
-_c_open = _lazy(
-    rf"(?:struct|union|enum)\b{_LAYOUT}"
-    rf"(?>\w+{_LAYOUT}|\((?>[^()]|\([^()]*\))*+\){_LAYOUT})*+(?P<end>[{{;])"
-)
+_c_head = _lazy(rf"(?:struct|union)\b{_LAYOUT}|enum\b{_LAYOUT}(?:(?:[A-Za-z_]\w*\s*)?(?<!enum):[\w\s]+(?=\{{))?")
+_c_word = _lazy(rf"\w+{_LAYOUT}")
 _c_piece = _lazy(r'//[^\n]*|/\*[\s\S]*?\*/|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|[{};]')
-_attribute = _lazy(rf"{_LAYOUT}__attribute__{_LAYOUT}\(\((?:[^()]|\([^()]*\))*\)\)")
-_directive = _lazy(r"#(?:[^\n\\]|\\(?:\r?\n|.))*\\?")
+_attribute = _lazy(rf"{_LAYOUT}__attribute__{_LAYOUT}\(")
+_paren = _lazy(r"[()]")
+_directive = _lazy(r'#(?>/\*[\s\S]*?\*/|"(?:[^"\\\n]|\\.)*"|[^\n\\]|\\(?:\r?\n|.))*+\\?')
 
 
 class Token:
@@ -176,11 +175,18 @@ def _item(text: str, position: int) -> Iterator[Token]:
 def _c_definition(text: str, position: int, word: str) -> int:
     """End of the C definition that starts here, `position` when it is none."""
     if word != "typedef":
-        opened = _c_open().match(text, position)
-        if opened is None:
+        at = _c_head().match(text, position).end()  # type: ignore[union-attr]
+        while at < len(text) and text[at] not in "{;":
+            if found := _c_word().match(text, at):
+                at = found.end()
+            elif text[at] == "(":
+                at = _layout.match(text, _closed(text, at + 1)).end()  # type: ignore[union-attr]
+            else:
+                return position
+        if at >= len(text):
             return position
-        if opened.group("end") == ";":
-            return opened.end()
+        if text[at] == ";":
+            return at + 1
     depth = 0
     for piece in _c_piece().finditer(text, position):
         sign = piece.group()
@@ -191,11 +197,21 @@ def _c_definition(text: str, position: int, word: str) -> int:
             if depth == 0 and word != "typedef":
                 end = piece.end()
                 while attribute := _attribute().match(text, end):
-                    end = attribute.end()
+                    end = _closed(text, attribute.end())
                 after = _layout.match(text, end).end()  # type: ignore[union-attr]
                 return after + 1 if text.startswith(";", after) else end
         elif sign == ";" and depth <= 0:
             return piece.end()
+    return len(text)
+
+
+def _closed(text: str, position: int) -> int:
+    """Behind the parenthesis that closes the one before `position`."""
+    depth = 1
+    for paren in _paren().finditer(text, position):
+        depth += 1 if paren.group() == "(" else -1
+        if depth == 0:
+            return paren.end()
     return len(text)
 
 
