@@ -156,17 +156,19 @@ def _metadata_map(sealed: SealedBundle) -> Iterator[int]:
     import hashlib
 
     exclusive = hashlib.sha256(sealed.loader).digest() if sealed.abi else b""
-    size = len(sealed.metadata)
+    fd = -1
     try:
-        fd = bpf.map_create(bpf.MAP_ARRAY, 4, size, 1, name=b"bpfseal_meta", excl_prog_hash=exclusive)
-    except OSError as error:
-        code = error.errno or 0
-        raise LoadRefused("the loader's metadata map was refused", code, Stage.CHECK, hint=_hint(code)) from None
-    try:
+        fd = bpf.map_create(bpf.MAP_ARRAY, 4, len(sealed.metadata), 1, name=b"bpfseal_meta", excl_prog_hash=exclusive)
         bpf.map_update(fd, bytes(4), sealed.metadata)
         bpf.map_freeze(fd)
         if sealed.abi == 1:
             bpf.map_hash(fd)
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        code = error.errno or 0
+        raise LoadRefused("the loader's metadata map was refused", code, Stage.CHECK, hint=_hint(code)) from None
+    try:
         yield fd
     finally:
         os.close(fd)
@@ -190,7 +192,11 @@ def _log_buffer() -> Iterator[ctypes.Array[ctypes.c_char]]:
 def _room_for(objects: int) -> None:
     """Raise the soft limit of open files where the bundle needs more; EMFILE is reported when even that is too low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = objects + _SPARE_FDS + len(os.listdir("/proc/self/fd"))
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:  # not even one left to look with
+        used = soft
+    wanted = objects + _SPARE_FDS + used
     if soft != resource.RLIM_INFINITY and soft < wanted:
         target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))

@@ -146,7 +146,7 @@ def steps() -> Any:
     yield "signed", lambda: {"signed": signed()}
     yield "other tool", lambda: {"bpftool": other_tool()}
     yield "log", lambda: {"decisions": decisions()}
-    yield "log command", lambda: command("log", "--json")
+    yield "log command", lambda: {"direct": direct(), **command("log")}
     yield "kill helper", kill_helper
     yield "on without helper", lambda: command("on")
     yield "still on", lambda: {"direct": direct(), **command("status")}

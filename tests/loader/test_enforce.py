@@ -84,7 +84,8 @@ def test_decisions_are_logged(seen: Steps) -> None:
     assert any(d["reason"] == "keyring is not on the list" and d["keyring"] for d in decisions)
     assert any(d["verdict"] == "allowed" and d["keyring"] for d in decisions)
     assert all(d["uid"] == 0 and d["pid"] > 1 for d in decisions)
-    assert seen["log command"] == {**seen["log command"], "status": 0, "error": ""}
+    assert seen["log command"]["status"] == 0, seen["log command"]["error"]
+    assert " refused raw_tracepoint direct by python" in seen["log command"]["out"]
 
 
 def test_a_dead_helpers_keyring_is_forgotten_and_a_new_one_taken(seen: Steps) -> None:

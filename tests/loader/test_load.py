@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import mmap
@@ -135,6 +136,47 @@ def test_failure_at_every_nested_call_leaves_nothing(suffix: str) -> None:
     assert (returned, result.stage) == (0, Stage.DONE)
     for fd in (*result.map_fds, *result.prog_fds):
         os.close(fd)
+
+
+def held() -> list[int]:
+    """Open descriptors, found without needing another one."""
+    found = []
+    for fd in range(512):
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+            found.append(fd)
+    return found
+
+
+@pytest.mark.parametrize("room", range(9))
+def test_short_of_descriptors_it_says_so_and_leaves_nothing(suffix: str, room: int) -> None:
+    """`load` as a whole with `room` descriptors and no way to have more: one clear error until there are enough (the
+    metadata map, the loader, three maps and a program)."""
+    bundle = samples.named(samples.small(), suffix)
+    sealed = seal_locally(bundle)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        before = held()
+        free = (n for n in itertools.count() if n not in before)
+        limit = next(itertools.islice(free, room, None))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        try:
+            loaded = load(bundle, sealed)
+            text = f"loaded {len(loaded.map_fds)} {len(loaded.prog_fds)}"
+            loaded.close()
+        except LoadRefused as error:
+            text = f"{error.code} {error.hint}"
+        except BaseException as error:
+            text = repr(error)
+        os.write(write, f"{text} {held() == before}".encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    expected = f"{errno.EMFILE} raise the limit of open files (ulimit -n) True" if room < 6 else "loaded 3 1 True"
+    assert said == expected
 
 
 def test_random_contexts_change_nothing(suffix: str) -> None:
