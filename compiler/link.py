@@ -56,10 +56,9 @@ class Linked:
 
 def read_object(data: bytes) -> tuple[dict[str, Function], bytes]:
     """Functions by name, and the contents of the section of declarations."""
-    from llvmlite.binding import ObjectFileRef
+    from bpfseal.compiler import llvm
 
-    object = ObjectFileRef.from_data(data)
-    sections = [((s.name() or b"").decode(), s.data()) for s in object.sections()]
+    sections = llvm.sections(data)
     by_name = dict(sections)
     strings = by_name.get(".strtab", b"")
     symbols = []

@@ -49,24 +49,44 @@ def _machine() -> TargetMachine:
     return llvm.Target.from_triple(TRIPLE).create_target_machine(cpu=_CPU, opt=2, reloc="default", codemodel="default")
 
 
-def warm_up() -> None:
-    """Load LLVM ahead of time, in a thread while something else is done."""
-    _machine()
+def compile_module(text: str) -> bytes:
+    """The object file of a module's text, optimised. Raises LlvmError."""
+    from bpfseal.compiler.llvm_direct import DirectError, direct
+
+    quick = direct(TRIPLE, _CPU, _OPTIONS)
+    if quick is None:
+        return compile_with_llvmlite(text)
+    try:
+        return quick.compile(text)
+    except DirectError as error:
+        raise LlvmError(f"internal error: bad code for LLVM: {str(error).strip()}") from None
 
 
-def compile_module(text: str, *, optimise: bool = True) -> bytes:
-    """The object file of a module's text. Raises LlvmError."""
+def sections(data: bytes) -> list[tuple[str, bytes]]:
+    """(name, contents) of an object file's sections, in order, the null section included."""
+    from bpfseal.compiler.llvm_direct import direct
+
+    quick = direct(TRIPLE, _CPU, _OPTIONS)
+    if quick is not None:
+        return quick.sections(data)
+    from llvmlite.binding import ObjectFileRef
+
+    object = ObjectFileRef.from_data(data)
+    return [((s.name() or b"").decode(), s.data() if s.size() else b"") for s in object.sections()]
+
+
+def compile_with_llvmlite(text: str) -> bytes:
+    """As `compile_module`, through llvmlite's public interface."""
     import llvmlite.binding as llvm
 
     machine = _machine()
     module = _parsed(text)
-    if optimise:
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_vectorization = False
-        options.slp_vectorization = False
-        options.loop_unrolling = False
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = False
+    options.slp_vectorization = False
+    options.loop_unrolling = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
     with module:
         found: bytes = machine.emit_object(module)
     return found
