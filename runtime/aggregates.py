@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bpfseal.compiler.layout import MapLayout, hist_bucket_low, lhist_bucket_low
+from bpfseal.compiler.layout import MapLayout, hist_bucket_low, lhist_bucket_low, lhist_buckets
 from bpfseal.runtime.render.histogram import Bucket
 from bpfseal.runtime.values import Fields
 
@@ -55,7 +55,8 @@ def total(layout: MapLayout) -> Callable[[Buckets], Any] | None:
             return lambda buckets: _histogram(buckets, lambda i: hist_bucket_low(i, bits))
         case "lhist":
             low, high, step = (int(p) for p in params[:3])
-            return lambda buckets: _histogram(buckets, lambda i: lhist_bucket_low(i, low, high, step), last=high)
+            last = lhist_buckets(low, high, step) - 1
+            return lambda buckets: _histogram(buckets, lambda i: lhist_bucket_low(i, low, high, step), last)
         case "tseries":
             return lambda buckets: _series(buckets, int(params[0]), str(params[2]), signed)
     return None
@@ -105,7 +106,7 @@ def _histogram(buckets: Buckets, low: Callable[[int], int | None], last: int | N
     made = []
     for number in range(min(filled), max(filled) + 1):
         start = low(number)
-        end = None if last is not None and start == last else low(number + 1)
+        end = None if number == last else low(number + 1)
         made.append(Bucket(start, end, counts.get(number, 0)))
     return made
 

@@ -23,6 +23,7 @@ from bpfseal.compiler.layout import Shape
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.build import Built, Request, build
 from bpfseal.runtime.maps import MapContents
+from bpfseal.runtime.render.trouble import Trouble
 from bpfseal.runtime.sealing import Sealer, Signing
 from bpfseal.runtime.session import Session
 from bpfseal.runtime.sink import Handler, OutputSink
@@ -31,9 +32,12 @@ from bpfseal.runtime.values import decoder
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something a program said. `action`: printf, print, time, join, cat, system, errorf, warnf, map. `values`: the
-    arguments of printf as Python values, the one value of print, the (key, value) pairs of a printed map. `text` is
-    what the command line would write, without a newline for print."""
+    """Something a program said. `action`: printf, print, time, join, cat, system, errorf, warnf, map; runtime_error
+    (helper, code), lost (events), map_full (map, failed updates, room), skipped (probe, times).
+
+    `values`: the arguments of printf as Python values, the one value of print, the (key, value) pairs of a printed
+    map, else what stands in brackets above. `text` is what the command line would write, without a newline for print.
+    """
 
     action: str
     values: tuple[Any, ...]
@@ -208,11 +212,27 @@ class _Queue:
     def diagnostic(self, kind: str, text: str, where: str) -> None:
         self._queue.append(Event(kind, (), text))
 
+    def trouble(self, trouble: Trouble) -> None:
+        self._queue.append(Event("runtime_error", (trouble.helper or trouble.kind, trouble.code), trouble.text()))
+
+    def full(self, name: str, failed: int, entries: int) -> None:
+        self._queue.append(Event("map_full", (name, failed, entries), f"{failed} updates of {name} found no room"))
+
+    def skipped(self, probe: str, times: int) -> None:
+        self._queue.append(Event("skipped", (probe, times), f"the kernel skipped {probe} {times} times"))
+
     def attached(self, probes: int) -> None:
         pass
 
-    def lost(self, events: int) -> None:
-        self._queue.append(Event("lost", (events,), f"{events} events lost"))
+    def lost(self, events: int, total: int, *, last: bool) -> None:
+        if events:
+            self._queue.append(Event("lost", (events,), f"Lost {events} events"))
+
+    def clean(self, text: str) -> str:
+        return text
+
+    def native(self) -> tuple[int, bool] | None:
+        return None
 
     def text(self, value: Any, shape: Shape) -> str:
         text: str = self._values.text(value, shape)

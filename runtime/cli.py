@@ -22,14 +22,15 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line `argv` (default: this process's)."""
     arguments = sys.argv[1:] if argv is None else argv
+    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
+        _fill_standard_descriptors()
     try:
         return _dispatch(arguments)
     except BpfsealError as error:
         report(error)
         return error.status
     except BrokenPipeError:
-        _silence_stdout()
-        return 0
+        return _broken_pipe()
     except KeyboardInterrupt:
         return 130
     except RecursionError:
@@ -86,10 +87,26 @@ def _dispatch(arguments: list[str]) -> int:
     return trace(options)
 
 
-def _silence_stdout() -> None:
-    """After EPIPE nothing more can be said on stdout; keep the interpreter's own flush at exit from trying."""
+def _fill_standard_descriptors() -> None:
+    """Somebody closed 0, 1 or 2: what is opened next would get the number, and be written to as if it were stdout."""
     import os
+
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _broken_pipe() -> int:
+    """Nobody reads any more: end as programs do that do not look, by SIGPIPE; shells say nothing about that one."""
+    import os
+    import signal
 
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+    return 128 + signal.SIGPIPE

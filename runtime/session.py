@@ -16,7 +16,7 @@ import struct
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bpfseal.compiler import layout
 from bpfseal.compiler.layout import Reader
@@ -30,6 +30,8 @@ from bpfseal.signer.bundle import Attach, Bundle, SealedBundle
 if TYPE_CHECKING:
     from bpfseal.runtime.attach import Link
 
+# How often a busy session looks whether events were lost.
+_LOOK_SECONDS = 0.5
 _EVENT = struct.Struct("I")
 
 
@@ -42,8 +44,20 @@ class Sink(Protocol):
     def bind(self, session: Session) -> list[Callable[[memoryview], None]]:
         """One handler for each of `session.reader.events`."""
 
-    def lost(self, total: int) -> None:
-        """`total` events were lost so far; called when the number has grown."""
+    def lost(self, events: int, total: int, *, last: bool) -> None:
+        """`events` more were lost, `total` in all; called when there are more, and once at the end (`last`)."""
+
+    def full(self, name: str, failed: int, entries: int) -> None:
+        """`failed` more updates of the map `name`, which has room for `entries` keys, have failed."""
+
+    def skipped(self, probe: str, times: int) -> None:
+        """At the end: the kernel skipped the program of `probe`, which would have interrupted itself."""
+
+    def attached(self, probes: int) -> None:
+        """Everything is attached: `probes` points; what begin probes had to say comes after it."""
+
+    def native(self) -> tuple[int, bool] | None:
+        """See `runtime.sink.Output.native`."""
 
     def idle(self) -> None:
         """Called when the rings are empty: time to flush."""
@@ -73,8 +87,13 @@ class Session:
         self.started_ns = 0
         self.attached = 0
         self.lost = 0
+        self._failed: dict[str, int] = {}
+        self._looked = 0.0
+        self._signals: list[tuple[Attach, int]] = []
+        self._previous: dict[int, Any] = {}
         self._stopping = False
         self._exited = False
+        self._finished = False
         self._closed = False
         self._rings: list[RingReader] = []
         self._links: list[Link] = []
@@ -103,13 +122,18 @@ class Session:
         self._write_session_map()
         self._handlers = sink.bind(self)
         self._run_phase("begin")
+        held = self._hold()
         self._attach_all()
+        sink.attached(self.attached)
+        self._replay(held)
+        if not self._stopping:
+            self._iterate()
         if self.child is not None:
             self.child.release()
             self._watch(self.child.pidfd)
         elif self.pid:
             self._watch(_pidfd(self.pid))
-        if not self._links and self.child is None:
+        if not self._links and not self._signals and self.child is None:
             self._stopping = True  # nothing is left that could happen: begin and end were all there is
 
     def run(self, timeout: float | None = None) -> None:
@@ -134,6 +158,8 @@ class Session:
                     self._target_ended()
             self._drain()
         self._idle()
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            self.count_lost()
         return not self._stopping
 
     def stop(self, status: int = 0) -> None:
@@ -153,14 +179,17 @@ class Session:
 
     def finish(self) -> None:
         """Detach, run END, read what is left in the rings. Idempotent."""
-        if not self._links and not any(a.phase == "end" for _, a in self._attaches()):
-            self._drain_all()
+        if self._finished:
             return
+        self._finished = True
         self._detach()
         self._drain_all()
         self._exited = False
         self._run_phase("end")
         self._drain_all()
+        self.count_lost(last=True)
+        self._count_skipped()
+        self._idle()
 
     def close(self) -> None:
         """Give back every kernel object and the child. Idempotent; never raises."""
@@ -230,7 +259,22 @@ class Session:
             if attach.phase == phase and attach.kind == "test_run":
                 run_once(attach, self.program_fd(index))
                 self.attached += phase == "begin"
-                self._drain()
+                if phase == "end":
+                    self._drain()
+
+    def _hold(self) -> list[bytes]:
+        """What the begin probes sent, to be handled once everything is attached, as in bpftrace. exit() among it means
+        that nothing needs attaching."""
+        events = self.reader.events
+        held = [bytes(record) for ring in self._rings for record in ring.read()]
+        self._exited = any(events[_EVENT.unpack_from(record)[0]].action == "exit" for record in held)
+        return held
+
+    def _replay(self, held: list[bytes]) -> None:
+        self._exited = False
+        for record in held:
+            if not self._exited:
+                self._handlers[_EVENT.unpack_from(record)[0]](memoryview(record))
 
     def _attach_all(self) -> None:
         from bpfseal.runtime.attach import AttachContext, attach
@@ -238,19 +282,63 @@ class Session:
         context = AttachContext(
             pid=self.child.pid if self.child else self.pid,
             child=self.child is not None,
+            map_fd=self.map_fd,
         )
         for index, spec in self._attaches():
-            if self._stopping:
-                break
             if spec.phase == "attach":
-                self._links.append(attach(spec, self.program_fd(index), context))
+                if self._stopping:
+                    break
+                if spec.kind == "signal":
+                    self._signals.append((spec, index))
+                elif not self._exited:
+                    self._links.append(attach(spec, self.program_fd(index), context))
                 self.attached += max(1, len(spec.symbols), len(spec.offsets))
             elif spec.phase == "end":
                 self.attached += 1
+        if self._signals and not self._exited:
+            self._listen()
+
+    def _listen(self) -> None:
+        """Run the probes of signals when the signals come; only the main thread can."""
+        import signal
+        import threading
+
+        if threading.current_thread() is not threading.main_thread():
+            raise BpfsealError("probes of signals need the main thread")
+        for number in {spec.params.get("signal", signal.SIGUSR1) for spec, _ in self._signals}:
+            self._previous[number] = signal.signal(number, lambda number, frame: self._signalled(number))
+
+    def _signalled(self, number: int) -> None:
+        from bpfseal.runtime.attach import run_once
+
+        for spec, index in self._signals:
+            if spec.params.get("signal", 10) == number and not self._stopping:
+                run_once(spec, self.program_fd(index))
+
+    def _iterate(self) -> None:
+        """Read the iterators to their ends; a trace of iterators alone is over then."""
+        iterators = [link for link in self._links if link.iterator >= 0]
+        for link in iterators:
+            while not self._stopping:
+                try:
+                    data = os.read(link.iterator, 1 << 16)
+                except InterruptedError:
+                    continue
+                self._drain()
+                if not data:
+                    break
+        if iterators and len(iterators) == len(self._links) and self.child is None:
+            self._stopping = True
 
     def _detach(self) -> None:
         from bpfseal.runtime.attach import detach_all
 
+        if self._previous:
+            import signal
+
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            self._previous.clear()
         links, self._links = self._links, []
         if links:
             detach_all(links)
@@ -272,25 +360,52 @@ class Session:
     def _drain_all(self) -> None:
         while self._drain():
             pass
-        self.count_lost()
-        self._idle()
 
     def _idle(self) -> None:
         if self.sink is not None:
             self.sink.idle()
 
-    def count_lost(self) -> int:
-        """Events that the kernel could not put into the ring so far; tells the sink when there are new ones."""
+    def _counters(self) -> list[int]:
+        """Slots of the counter map over all CPUs: lost events, then failed updates by index of the map."""
         from bpfseal.runtime import bpf
 
-        if self.reader.counters >= 0:
-            values = bpf.map_lookup_percpu(self.map_fd(self.reader.counters), b"\0\0\0\0", 8)
-            total = sum(int.from_bytes(v, "little") for v in values)
-            if total > self.lost:
-                self.lost = total
-                if self.sink is not None:
-                    self.sink.lost(total)
+        index = self.reader.counters
+        if index < 0:
+            return []
+        fd, size = self.map_fd(index), bpf.per_cpu_stride(8) * bpf.possible_cpus()
+        items = bpf.map_items(fd, 4, size, self.bundle.maps[index].max_entries)
+        return [sum(struct.unpack(f"<{len(value) // 8}Q", value)) for _, value in items]
+
+    def count_lost(self, *, last: bool = False) -> int:
+        """Events that the kernel could not put into the ring so far; tells the sink when there are more, and what
+        maps were full."""
+        self._looked = time.monotonic()
+        counters = self._counters()
+        if not counters:
+            return 0
+        new, self.lost = counters[0] - self.lost, counters[0]
+        if self.sink is not None:
+            if new or last:
+                self.sink.lost(new, self.lost, last=last)
+            for layout in self.reader.maps:
+                failed = counters[1 + layout.index] if 1 + layout.index < len(counters) else 0
+                before = self._failed.get(layout.name, 0)
+                # Once when it begins, and the rest at the end: a full map may fail a million times a second.
+                if failed > before and (last or not before):
+                    self.sink.full(layout.name, failed - before, layout.max_entries)
+                    self._failed[layout.name] = failed
         return self.lost
+
+    def _count_skipped(self) -> None:
+        """Tell of programs that the kernel did not run because they would have interrupted themselves
+        (bpf_prog_info.recursion_misses)."""
+        from bpfseal.runtime.bpf_info import prog_info
+
+        if self.sink is None or self._loaded is None:
+            return
+        for fd, program in zip(self._loaded.prog_fds, self.bundle.programs, strict=False):
+            if program.attach and (misses := prog_info(fd).recursion_misses):
+                self.sink.skipped(program.attach[0].probe, misses)
 
     # --- look-ups for rendering ----------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +14,7 @@ from bpfseal.runtime.values import Buffer, SymbolValue, decoder
 
 if TYPE_CHECKING:
     from bpfseal.runtime.maps import MapContents
+    from bpfseal.runtime.render.trouble import Trouble
     from bpfseal.runtime.session import Session
 
 Handler = Callable[[memoryview], None]
@@ -33,14 +33,31 @@ class Output(Protocol):
     def map(self, contents: MapContents) -> None: ...
 
     def diagnostic(self, kind: str, text: str, where: str) -> None:
-        """`kind`: errorf, warnf, or the helper error's text."""
+        """`kind`: errorf or warnf."""
+
+    def trouble(self, trouble: Trouble) -> None:
+        """An error at run time that the program reports."""
+
+    def full(self, name: str, failed: int, entries: int) -> None:
+        """`failed` updates of the map `name`, which has room for `entries`, found none since the last report."""
+
+    def skipped(self, probe: str, times: int) -> None:
+        """The kernel did not run a program `times` times, to keep it from interrupting itself."""
 
     def attached(self, probes: int) -> None: ...
 
-    def lost(self, events: int) -> None: ...
+    def lost(self, events: int, total: int, *, last: bool) -> None:
+        """`events` more did not fit into the ring; `last`: this is the end, tell the `total`."""
 
     def text(self, value: Any, shape: Shape) -> str:
         """A value inside a format string."""
+
+    def clean(self, text: str) -> str:
+        """Text of the traced world as it may be shown: on a terminal its control characters are escaped."""
+
+    def native(self) -> tuple[int, bool] | None:
+        """(descriptor, bytes of the traced world pass as they are) when lines may be written to the descriptor past
+        this object after `flush()`; None when they may not."""
 
     def flush(self) -> None: ...
 
@@ -58,8 +75,20 @@ class OutputSink:
     def bind(self, session: Session) -> list[Handler]:
         return [self._handler(session, event) for event in session.reader.events]
 
-    def lost(self, total: int) -> None:
-        self.output.lost(total)
+    def lost(self, events: int, total: int, *, last: bool) -> None:
+        self.output.lost(events, total, last=last)
+
+    def full(self, name: str, failed: int, entries: int) -> None:
+        self.output.full(name, failed, entries)
+
+    def skipped(self, probe: str, times: int) -> None:
+        self.output.skipped(probe, times)
+
+    def attached(self, probes: int) -> None:
+        self.output.attached(probes)
+
+    def native(self) -> tuple[int, bool] | None:
+        return self.output.native()
 
     def idle(self) -> None:
         self.output.flush()
@@ -72,7 +101,7 @@ class OutputSink:
         return handler
 
     def _format(self, session: Session, event: EventLayout) -> Callable[[Buffer], str]:
-        return compile_format(event.format, event.fields, session.reader.enums, self.output.text)
+        return compile_format(event.format, event.fields, session.reader.enums, self.output.text, self.output.clean)
 
     def _on_printf(self, session: Session, event: EventLayout) -> Handler:
         write, text = self.output.printf, self._format(session, event)
@@ -118,7 +147,7 @@ class OutputSink:
             words = [decode(record, at) for at, decode in fields]
             while words and not words[-1]:
                 words.pop()
-            self.output.message("join", separator.join(words) + "\n")
+            self.output.message("join", self.output.clean(separator.join(words)) + "\n")
 
         return join
 
@@ -132,9 +161,9 @@ class OutputSink:
             with open(os.fsencode(path), "rb") as file:
                 data = file.read(limit)
         except OSError as error:
-            self.output.diagnostic("errorf", f"failed to open file '{path}' ({error.strerror})\n", "")
+            self.output.diagnostic("errorf", f"failed to open file '{path}' ({error.strerror})", "")
             return
-        self.output.message("cat", data.decode("utf-8", "surrogateescape"))
+        self.output.message("cat", self.output.clean(data.decode("utf-8", "surrogateescape")))
 
     def _on_system(self, session: Session, event: EventLayout) -> Handler:
         command = self._format(session, event)
@@ -143,21 +172,24 @@ class OutputSink:
     def _system(self, command: str, where: str) -> None:
         # The compiler lets system() through only with --unsafe; a bundle from elsewhere is held to it here.
         if not self.allow_system:
-            self.output.diagnostic("errorf", "system() needs --unsafe\n", where)
+            self.output.diagnostic("errorf", "system() needs --unsafe", where)
             return
+        import subprocess
+
         self.output.flush()
         done = subprocess.run(["/bin/sh", "-c", os.fsencode(command)], stdout=subprocess.PIPE, check=False)
         self.output.message("syscall", done.stdout.decode("utf-8", "surrogateescape"))
 
     def _on_runtime_error(self, session: Session, event: EventLayout) -> Handler:
+        from bpfseal.runtime.render.trouble import Trouble
+
         code = struct.Struct("<i")
-        name = str(event.options.get("helper", ""))
+        kind, helper = str(event.options.get("kind", "helper")), str(event.options.get("helper", ""))
         offset = event.fields[0].offset
+        source = session.bundle.source
 
         def failed(record: memoryview) -> None:
-            number = code.unpack_from(record, offset)[0]
-            reason = os.strerror(-number) if number < 0 else str(number)
-            self.output.diagnostic("runtime_error", f"{name}: {reason} ({number})", event.where)
+            self.output.trouble(Trouble(kind, event.where, helper, code.unpack_from(record, offset)[0], source))
 
         return failed
 

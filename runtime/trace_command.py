@@ -11,8 +11,11 @@ from typing import TextIO
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.build import Built, Request, build, read_source
 from bpfseal.runtime.options import Options
+from bpfseal.runtime.render import make_output
 from bpfseal.runtime.sealing import Sealer, Signing
 from bpfseal.runtime.session import Session
+from bpfseal.runtime.sink import OutputSink
+from bpfseal.signer.bundle import SealedBundle
 
 
 def main(options: Options) -> int:
@@ -28,7 +31,7 @@ def main(options: Options) -> int:
         if options.debug and options.mode != "codegen":
             return 0
         sealed = sealer.seal(built.data, quiet=options.quiet)
-        return _run(options, built, sealer, sealed)
+        return _run(options, built, sealed)
 
 
 def _request(options: Options) -> Request:
@@ -56,13 +59,20 @@ def _request(options: Options) -> Request:
     )
 
 
-def _run(options: Options, built: Built, sealer: Sealer, sealed: object) -> int:
-    from bpfseal.runtime.render import make_output
-    from bpfseal.runtime.sink import OutputSink
-    from bpfseal.signer.bundle import SealedBundle
-
-    assert isinstance(sealed, SealedBundle)
+def _run(options: Options, built: Built, sealed: SealedBundle) -> int:
     file = _open_output(options)
+    try:
+        return _trace(options, built, sealed, file)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Of all that a session does only writing lets an OSError through.
+        raise BpfsealError(f"cannot write to {options.output or 'stdout'}: {error.strerror}") from None
+    finally:
+        _abandon(file)
+
+
+def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -> int:
     session = Session(
         built.bundle,
         sealed,
@@ -75,7 +85,6 @@ def _run(options: Options, built: Built, sealer: Sealer, sealed: object) -> int:
         sink = OutputSink(output, allow_system=options.unsafe)
         _stop_on_signals(session)
         session.start(sink)
-        output.attached(session.attached)
         _notify_attached()
         if not options.dry_run:
             session.run()
@@ -86,13 +95,16 @@ def _run(options: Options, built: Built, sealer: Sealer, sealed: object) -> int:
             for contents in session.maps.all_contents():
                 output.map(contents)
         output.flush()
-        return _status(session)
+        # As in bpftrace: what exit() said; the status of the -c child is the child's own business.
+        return session.status
 
 
-def _status(session: Session) -> int:
-    if session.status == 0 and session.child is not None:
-        return 0
-    return session.status
+def _abandon(file: TextIO) -> None:
+    """Close the output without trying once more to write what could not be written."""
+    try:
+        file.close()
+    except OSError:
+        pass
 
 
 def _open_output(options: Options) -> TextIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -15,13 +16,21 @@ def make_output(options: Options, file: TextIO, session: Session) -> Output:
     from bpfseal.runtime.render.resolve import Resolver
 
     resolver = Resolver(session)
+    escape = not options.raw and file.isatty()
     if options.format == "json":
         from bpfseal.runtime.render.json_output import JsonOutput
 
-        return JsonOutput(file, resolver)
+        return JsonOutput(file, resolver, escape=escape)
     from bpfseal.runtime.render.text_output import TextOutput
 
     def resolve(value: Any) -> str:
         return resolver.text(value)
 
-    return TextOutput(file, resolve, quiet=options.quiet, warnings=options.warnings)
+    return TextOutput(
+        file,
+        resolve,
+        quiet=options.quiet,
+        warnings=options.warnings,
+        escape=escape,
+        escape_stderr=not options.raw and sys.stderr is not None and sys.stderr.isatty(),
+    )

@@ -7,7 +7,9 @@ with the top bit set are strings, as in bpftrace.
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from bpfseal.compiler.layout import Shape
@@ -16,6 +18,7 @@ from bpfseal.runtime.maps import MapContents
 from bpfseal.runtime.render.histogram import Bucket
 from bpfseal.runtime.render.resolve import Resolver
 from bpfseal.runtime.render.text import TextValues
+from bpfseal.runtime.render.trouble import Trouble, place
 from bpfseal.runtime.values import CgroupPathValue, EnumValue, StackValue, SymbolValue, TimestampValue
 
 _TYPES = {"hist": "hist", "lhist": "hist", "avg": "stats", "stats": "stats", "tseries": "tseries"}
@@ -29,13 +32,16 @@ def clean(text: str) -> str:
 class JsonOutput:
     """Writes to `file`; nothing goes to stderr but what is not part of the trace."""
 
-    def __init__(self, file: TextIO, resolver: Resolver) -> None:
+    def __init__(self, file: TextIO, resolver: Resolver, *, escape: bool = False) -> None:
+        """`escape`: `file` is a terminal: no control character reaches it unescaped."""
         self._file = file
         self._write = file.write
         self._values = TextValues(resolver.text)
         self._resolver = resolver
-        self._encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
-        self._compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ": ")).encode
+        self._encode: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=escape, separators=(", ", ": ")).encode
+        if escape:
+            plain = self._encode
+            self._encode = lambda value: plain(value).replace("\x7f", "\\u007f")
 
     def _line(self, kind: str, data: str) -> None:
         self._write(f'{{"type": "{kind}", "data": {data}}}\n')
@@ -63,16 +69,41 @@ class JsonOutput:
             data = "{" + ", ".join(pairs) + "}"
         self._line(kind, f"{{{self._encode(contents.name)}: {data}}}")
 
+    def clean(self, text: str) -> str:
+        """As it is: a JSON string has its own escapes."""
+        return text
+
+    def native(self) -> tuple[int, bool] | None:
+        return None
+
     def diagnostic(self, kind: str, text: str, where: str) -> None:
-        name, line, column = [*where.rsplit(":", 2), "0", "0"][:3]
-        entry = {"type": kind, "msg": clean(text), "filename": name, "line": int(line), "col": int(column)}
-        self._write(self._encode(entry) + "\n")
+        self._entry({"type": kind, "msg": clean(text)}, where)
+
+    def trouble(self, trouble: Trouble) -> None:
+        if trouble.kind == "helper":
+            entry = {"type": "helper_error", "msg": trouble.reason, "helper": trouble.helper, "retcode": trouble.code}
+        else:
+            entry = {"type": "runtime_error", "msg": trouble.reason}
+        self._entry(entry, trouble.where)
+
+    def _entry(self, entry: dict[str, Any], where: str) -> None:
+        name, line, column, _ = place(where)
+        self._write(self._encode({**entry, "filename": name, "line": line, "col": column}) + "\n")
+
+    def full(self, name: str, failed: int, entries: int) -> None:
+        self._line("map_full", self._encode({"map": name, "failed": failed, "max_entries": entries}))
+
+    def skipped(self, probe: str, times: int) -> None:
+        self._line("skipped", self._encode({"probe": probe, "times": times}))
 
     def attached(self, probes: int) -> None:
         self._write(f'{{"type": "attached_probes", "count": {probes}, "data": {{"probes": {probes}}}}}\n')
 
-    def lost(self, events: int) -> None:
-        self._write(f'{{"type": "lost_events", "data": {{"events": {events}}}}}\n')
+    def lost(self, events: int, total: int, *, last: bool) -> None:
+        if events:
+            self._write(f'{{"type": "lost_events", "count": {events}, "data": {{"events": {events}}}}}\n')
+        if last and total:
+            sys.stderr.write(f"WARNING: Total lost event count: {total}\n")
 
     def end(self) -> None:
         pass

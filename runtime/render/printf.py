@@ -30,9 +30,10 @@ def compile_format(
     fields: Sequence[EventField],
     enums: dict[str, dict[int, str]],
     text: Text,
+    clean: Callable[[str], str] | None = None,
 ) -> Callable[[Buffer], str]:
     """The function that writes a record with `fields` by `format`. `text` renders values that are no plain numbers
-    or strings (stacks, symbols, tuples)."""
+    or strings (stacks, symbols, tuples); `clean` makes strings fit to be shown."""
     source = format.decode("utf-8", "surrogateescape")
     template: list[str] = []
     converts: list[Callable[[Any], Any] | None] = []
@@ -46,7 +47,7 @@ def compile_format(
         if number >= len(fields):
             template.append(match[0].replace("%", "%%"))
             continue
-        conversion, convert = _conversion(match, fields[number].shape, text)
+        conversion, convert = _conversion(match, fields[number].shape, text, clean or _same)
         template.append(conversion)
         converts.append(convert)
         number += 1
@@ -95,7 +96,9 @@ def _pack(fields: Sequence[EventField]) -> struct.Struct | None:
     return struct.Struct("".join(codes))
 
 
-def _conversion(match: re.Match[str], shape: Shape, text: Text) -> tuple[str, Callable[[Any], Any] | None]:
+def _conversion(
+    match: re.Match[str], shape: Shape, text: Text, clean: Callable[[str], str]
+) -> tuple[str, Callable[[Any], Any] | None]:
     """A Python `%` conversion and what to do with the value first."""
     flags, width, precision, kind = match["flags"], match["width"] or "", match["precision"], match["kind"]
     dot = f".{precision}" if precision is not None else ""
@@ -110,11 +113,11 @@ def _conversion(match: re.Match[str], shape: Shape, text: Text) -> tuple[str, Ca
         case "p":
             return f"%{flags}{width}s", lambda v: f"0x{int(v) & _MASKS[8]:x}" if int(v) else "0x0"
         case "c":
-            return f"%{flags}{width}s", lambda v: bytes([int(v) & 0xFF]).decode("utf-8", "surrogateescape")
+            return f"%{flags}{width}s", lambda v: clean(bytes([int(v) & 0xFF]).decode("utf-8", "surrogateescape"))
         case "r" | "rx" | "rh":
             style = {"r": "escape", "rx": "x", "rh": "h"}[kind]
             return f"%{flags}{width}s", lambda v: buffer_text(v, style)
-    return f"%{flags.replace('0', '')}{width}{dot}s", _text(shape, text)
+    return f"%{flags.replace('0', '')}{width}{dot}s", _text(shape, text, clean)
 
 
 def _signed(shape: Shape) -> Callable[[Any], Any] | None:
@@ -128,8 +131,8 @@ def _integer(shape: Shape) -> Callable[[Any], Any] | None:
     return None if shape.kind == "int" else int
 
 
-def _text(shape: Shape, text: Text) -> Callable[[Any], Any] | None:
-    return None if shape.kind == "str" else (lambda v: text(v, shape))
+def _text(shape: Shape, text: Text, clean: Callable[[str], str]) -> Callable[[Any], Any] | None:
+    return clean if shape.kind == "str" else (lambda v: text(v, shape))
 
 
 def buffer_text(value: bytes | str, style: str = "escape") -> str:

@@ -9,12 +9,23 @@ from bpfseal.compiler.layout import Shape
 from bpfseal.runtime.render.printf import buffer_text
 from bpfseal.runtime.values import CgroupPathValue, EnumValue, Fields, Pointer, StackValue, SymbolValue, TimestampValue
 
+# C0 and C1 controls but tab and newline; bytes that are no UTF-8 (U+DC80 and up), which some terminals take as C1.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+_CONTROLS |= {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)}
+
+
+def visible(text: str) -> str:
+    """`text` with everything that could control a terminal as \\xNN."""
+    return text if text.isprintable() else text.translate(_CONTROLS)
+
 
 class TextValues:
-    """Renders decoded values. `symbols` turns stacks, symbols, times and cgroups into text."""
+    """Renders decoded values. `resolve` turns stacks, symbols, times and cgroups into text."""
 
-    def __init__(self, resolve: Callable[[Any], str]) -> None:
-        """`resolve` gets a StackValue, SymbolValue, TimestampValue or CgroupPathValue."""
+    def __init__(self, resolve: Callable[[Any], str], clean: Callable[[str], str] | None = None) -> None:
+        """`resolve` gets a StackValue, SymbolValue, TimestampValue or CgroupPathValue; `clean` every text that comes
+        from the traced world."""
+        self._clean = clean
         self._resolve = resolve
 
     def text(self, value: Any, shape: Shape | None = None) -> str:
@@ -29,7 +40,7 @@ class TextValues:
             case int():
                 return str(value)
             case str():
-                return value
+                return value if self._clean is None else self._clean(value)
             case bytes():
                 return buffer_text(value)
             case Fields():
@@ -42,7 +53,8 @@ class TextValues:
             case None:
                 return ""
             case StackValue() | SymbolValue() | TimestampValue() | CgroupPathValue():
-                return self._resolve(value)
+                text = self._resolve(value)
+                return text if self._clean is None else self._clean(text)
         return str(value)
 
     def key(self, key: Any) -> str:

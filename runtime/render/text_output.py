@@ -9,19 +9,30 @@ from typing import Any, TextIO
 from bpfseal.compiler.layout import Shape
 from bpfseal.runtime.maps import MapContents
 from bpfseal.runtime.render.histogram import linear_label, log2_label, rows
-from bpfseal.runtime.render.text import TextValues
+from bpfseal.runtime.render.text import TextValues, visible
+from bpfseal.runtime.render.trouble import Trouble
 
 
 class TextOutput:
     """Writes to `file`; notes about the trace itself go to stderr unless `quiet`."""
 
     def __init__(
-        self, file: TextIO, resolve: Callable[[Any], str], *, quiet: bool = False, warnings: bool = True
+        self,
+        file: TextIO,
+        resolve: Callable[[Any], str],
+        *,
+        quiet: bool = False,
+        warnings: bool = True,
+        escape: bool = False,
+        escape_stderr: bool = False,
     ) -> None:
+        """`escape`: `file` is a terminal, which the traced world shall not control; `escape_stderr` likewise."""
         self._file = file
         self._write = file.write
-        self._values = TextValues(resolve)
+        self._escape = escape
+        self._values = TextValues(resolve, visible if escape else None)
         self._quiet = quiet
+        self._stderr_escape = escape_stderr
         self._warnings = warnings
 
     def printf(self, text: str) -> None:
@@ -54,32 +65,53 @@ class TextOutput:
                 case _:
                     write(f"{name}: {self._values.text(value)}\n")
 
+    def clean(self, text: str) -> str:
+        return visible(text) if self._escape else text
+
+    def native(self) -> tuple[int, bool] | None:
+        return self._file.fileno(), not self._escape
+
     def diagnostic(self, kind: str, text: str, where: str) -> None:
+        if kind == "warnf" and not self._warnings:
+            return
         self.flush()
-        if kind == "errorf":
-            self._stderr(f"{where}: ERROR: {text}" if where else f"ERROR: {text}")
-        elif kind == "warnf":
-            if self._warnings:
-                self._stderr(f"{where}: WARNING: {text}")
-        else:
-            self._stderr(f"{where}: WARNING: {text}\n")
+        self._stderr(f"{f'{where}: ' if where else ''}{'WARNING' if kind == 'warnf' else 'ERROR'}: {text}\n")
+
+    def trouble(self, trouble: Trouble) -> None:
+        self.flush()
+        self._stderr(trouble.text())
+
+    def full(self, name: str, failed: int, entries: int) -> None:
+        self.flush()
+        self._stderr(
+            f"WARNING: {failed} update{'s' if failed != 1 else ''} of {name} failed, which has room for {entries} "
+            f"keys. Set max_map_keys in the config block or declare the map with more: `let {name} = hash(N)`\n"
+        )
+
+    def skipped(self, probe: str, times: int) -> None:
+        self.flush()
+        self._stderr(f"WARNING: the kernel skipped {probe} {times} times, so as not to run it inside itself\n")
 
     def attached(self, probes: int) -> None:
         if not self._quiet:
             self._stderr(f"Attached {probes} probe{'s' if probes != 1 else ''}\n")
 
-    def lost(self, events: int) -> None:
+    def lost(self, events: int, total: int, *, last: bool) -> None:
         self.flush()
-        self._stderr(f"Lost {events} events\n")
+        if events:
+            self._stderr(f"Lost {events} events\n")
+        if last and total:
+            self._stderr(f"WARNING: Total lost event count: {total}\n")
 
     def end(self) -> None:
         """Between the last event and the final maps."""
-        if not self._quiet:
-            self._write("\n\n")
+        self._write("\n\n")
 
     def flush(self) -> None:
         self._file.flush()
 
     def _stderr(self, text: str) -> None:
+        if self._stderr_escape:
+            text = visible(text)
         sys.stderr.write(text)
         sys.stderr.flush()
