@@ -40,6 +40,7 @@ class _Splice(list[Any]):
 
 _actions: dict[int, dict[int, int]] = {}
 _gotos: dict[int, dict[int, int]] = {}
+_chains: dict[tuple[int, int, int], int] = {}
 
 
 def _row(table: tuple[str, ...], cache: dict[int, dict[int, int]], state: int) -> dict[int, int]:
@@ -47,6 +48,18 @@ def _row(table: tuple[str, ...], cache: dict[int, dict[int, int]], state: int) -
     pairs = (entry.split(":") for entry in table[state].split())
     row = cache[state] = {int(key): int(value) for key, value in pairs}
     return row
+
+
+def _chain(base: int, state: int, kind: int) -> int:
+    """The state after all reductions of one symbol to another that `kind` asks for, above the state `base`."""
+    while True:
+        act = (_actions.get(state) or _row(ACTIONS, _actions, state)).get(kind)
+        if act is None or act > 0:
+            return state
+        left, length, action, _ = RULES[-1 - act]
+        if length != 1 or action != "":
+            return state
+        state = (_gotos.get(base) or _row(GOTOS, _gotos, base))[left]
 
 
 def _fits(states: list[int], kind: int) -> bool:
@@ -100,30 +113,35 @@ def run(tokens: Iterator[Token], actions: dict[str, Action]) -> Any:
             kind = token.kind
             continue
         left, length, action, kept = RULES[-1 - act]
-        if action == "" and length == 1:
-            states.pop()
+        if length == 1 and action == "":
+            # a number is a primary is a postfix is a unary …: the values stay, only the state goes on
+            known = (states[-2], state, kind)
+            state = _chains.get(known, -1)
+            if state < 0:
+                state = _chains[known] = _chain(*known)
+            states[-1] = state
+            continue
+        if length:
+            start, end = starts[-length], ends[-1]
+            height = max(heights[-length:])
+            children = _children(values[-length:], kept)
+            del states[-length:], values[-length:], starts[-length:], ends[-length:], heights[-length:]
         else:
-            if length:
-                start, end = starts[-length], ends[-1]
-                height = max(heights[-length:])
-                children = _children(values[-length:], kept)
-                del states[-length:], values[-length:], starts[-length:], ends[-length:], heights[-length:]
-            else:
-                start = end = token.start
-                height = 0
-                children = _Splice()
-            if action == "*":
-                values.append(children)
-            elif action == "":
-                values.append(children[0])
-            else:
-                height += 1
-                if height > MAX_HEIGHT:
-                    raise TooDeep(start, end)
-                values.append(actions[action](children, start, end))
-            starts.append(start)
-            ends.append(end)
-            heights.append(height)
+            start = end = token.start
+            height = 0
+            children = _Splice()
+        if action == "*":
+            values.append(children)
+        elif action == "":
+            values.append(children[0])
+        else:
+            height += 1
+            if height > MAX_HEIGHT:
+                raise TooDeep(start, end)
+            values.append(actions[action](children, start, end))
+        starts.append(start)
+        ends.append(end)
+        heights.append(height)
         state = states[-1]
         state = (_gotos.get(state) or _row(GOTOS, _gotos, state))[left]
         if state == END and kind == 0:
