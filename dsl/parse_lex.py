@@ -77,20 +77,20 @@ _LAYOUT = r"(?>\s+|//[^\n]*|/\*[\s\S]*?\*/)*+"  # atomic, so that no pattern her
 _SUFFIXES = rf"(?:{_LAYOUT}(?:\*|\[\s*(?:[0-9]\w*)?\s*\]))*{_LAYOUT}"
 
 
-def _lazy(pattern: str, flags: int = 0) -> Callable[[], re.Pattern[str]]:
+def _lazy(pattern: str, flags: int = re.ASCII) -> Callable[[], re.Pattern[str]]:
     """A pattern that is compiled when first used: most scripts need few of them."""
     return cache(lambda: re.compile(pattern, flags))
 
 
 _token = re.compile(PATTERN, re.ASCII)
-_layout = re.compile(_LAYOUT)
+_layout = re.compile(_LAYOUT, re.ASCII)
 _cast = _lazy(rf'{_SUFFIXES}\){_LAYOUT}(?:[\w$@"(~]|\*(?!=)|-(?![>=])|!(?!=)|&(?![&=]))')
 _operand = _lazy(rf"{_SUFFIXES}[),]")
-_brace_follows = re.compile(rf"{_LAYOUT}\{{")
+_brace_follows = re.compile(rf"{_LAYOUT}\{{", re.ASCII)
 _deferred = _lazy(rf"{_LAYOUT}(?:\({_LAYOUT}\w+{_LAYOUT}\){_LAYOUT})?\{{")
 _assigned = _lazy(rf"{_LAYOUT}=(?!=)")
 _word = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_named = _lazy(rf"([A-Za-z_]\w*){_LAYOUT}=(?!=)", re.ASCII)
+_named = _lazy(rf"([A-Za-z_]\w*){_LAYOUT}=(?!=)")
 _plain = re.compile(r'[^\s{},/:"]+')
 _quoted = _lazy(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"')
 _c_head = _lazy(rf"(?:struct|union)\b{_LAYOUT}|enum\b{_LAYOUT}(?:(?:[A-Za-z_]\w*\s*)?(?<!enum):[\w\s]+(?=\{{))?")

@@ -225,6 +225,7 @@ POINTS = {
     "begin // c\n{ }": ["begin"],
     "begin /* c */ /* d */ { }": ["begin"],
     "struct:x { }": ["struct:x"],
+    "struct\xe9 { }": ["struct\xe9"],
     "config:x { }": ["config:x"],
     "fn:x { }": ["fn:x"],
 }

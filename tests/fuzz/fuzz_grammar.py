@@ -1,6 +1,6 @@
 """Mutates valid scripts: the front end must give a tree or a diagnostic, at once, and never a traceback.
 
-    python -m tests.fuzz.fuzz_grammar --runs 50000 [--seed 1] [--corpus FOLDER]
+    python tests/fuzz/fuzz_grammar.py [--runs 50000 | --seconds 600] [--seed 1] [--corpus FOLDER]
 
 What fails is written to the folder `--out` and reported at the end; the status is 1 then. `--corpus` adds files (*.bt)
 to start from.
@@ -15,6 +15,8 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bpfseal.dsl import points
 from bpfseal.dsl.front import front
@@ -80,6 +82,7 @@ def front_end(text: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=50_000)
+    parser.add_argument("--seconds", type=float, help="instead of a number of runs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"))
@@ -90,7 +93,10 @@ def main() -> int:
         texts += [p.read_text(errors="surrogateescape") for p in sorted(options.corpus.rglob("*.bt"))]
     outcomes: Counter[str] = Counter()
     slowest = 0.0
-    for run in range(options.runs):
+    ends = time.monotonic() + options.seconds if options.seconds else None
+    run = 0
+    while run < options.runs if ends is None else time.monotonic() < ends:
+        run += 1
         text = mutated(source, texts)
         started = time.process_time()
         try:
@@ -104,7 +110,7 @@ def main() -> int:
             report(options.out, run, text, f"{spent:.1f} s")
         slowest = max(slowest, spent)
         outcomes[outcome] += 1
-    print(f"{options.runs} runs: {dict(outcomes)}, slowest {slowest:.2f} s")
+    print(f"{run} runs: {dict(outcomes)}, slowest {slowest:.2f} s")
     return 1 if outcomes["crashed"] or outcomes["slow"] else 0
 
 
