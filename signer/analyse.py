@@ -450,7 +450,7 @@ class _Tracker:
             spec, offset = self.maps[imm], self.insns[at + 1].imm & 0xFFFFFFFF
             if spec.type != _ARRAY or spec.max_entries != 1:
                 raise Refusal("map-value", "direct access to a map that is not an array of one", attribute=spec.name)
-            if offset >= spec.value_size:
+            if offset >= spec.value_size and not spec.id:  # of an existing map only the kernel knows the size
                 raise Refusal(
                     "map-value", f"offset {offset} is past the value of {spec.value_size} bytes", attribute=spec.name
                 )

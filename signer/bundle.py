@@ -30,11 +30,15 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class MapSpec(Record, frozen=True):
-    """One map to create.
+    """One map: to create, or with an `id` one that exists already.
 
     `initial` is the value at key 0 of an ARRAY map (exactly `value_size` bytes) or empty; `frozen` maps are
     constants: created with BPF_F_RDONLY_PROG, filled, then frozen. `key_btf`/`value_btf` are type ids in the
     Bundle's own BTF, 0 for none.
+
+    `id` is the kernel's id of an existing map, 0 for a new one. The id is what is sealed, so the loader can take no
+    other map; what is said about the map beside it is the client's word, and its contents are nobody's. Existing
+    maps come after all new ones, with neither contents nor types.
     """
 
     name: str
@@ -47,6 +51,7 @@ class MapSpec(Record, frozen=True):
     frozen: bool = False
     key_btf: int = 0
     value_btf: int = 0
+    id: int = 0
 
 
 class Attach(Record, frozen=True):

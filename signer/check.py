@@ -42,13 +42,15 @@ Symbols = Callable[[str], Collection[int]]
 
 @dataclass(frozen=True, slots=True)
 class MapFindings:
-    """One map. `size` is the memory that it may take, in bytes; `classes` what members of its values need."""
+    """One map. `size` is the memory that it may take, in bytes; `classes` what members of its values need. With an
+    `id` it exists already: it takes no more memory, and what is known of it is the client's word."""
 
     name: str
     type: str
     size: int
     frozen: bool
     classes: frozenset[str]
+    id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,14 @@ class Findings:
             "insns": self.insns,
             "map_bytes": self.map_bytes,
             "programs": [_program_record(p, self.maps, limit) for p in self.programs],
-            "maps": [
-                {"name": m.name, "type": m.type, "bytes": m.size} | ({"frozen": True} if m.frozen else {})
-                for m in self.maps
-            ],
+            "maps": [_map_record(m) for m in self.maps],
         }
+
+
+def _map_record(m: MapFindings) -> dict[str, Any]:
+    if m.id:
+        return {"name": m.name, "existing": m.id, "type_by_client": m.type}
+    return {"name": m.name, "type": m.type, "bytes": m.size} | ({"frozen": True} if m.frozen else {})
 
 
 def _program_record(p: ProgramFindings, maps: tuple[MapFindings, ...], limit: int) -> dict[str, Any]:
@@ -178,13 +183,16 @@ def _u32(value: int, what: str, name: str) -> None:
 
 
 def _check_maps(maps: tuple[MapSpec, ...], btf: Btf | None) -> tuple[MapFindings, ...]:
-    found, names = [], set()
+    found: list[MapFindings] = []
+    names: set[str] = set()
     for spec in maps:
         if not _NAME.fullmatch(spec.name):
             raise Refusal("name", f"bad map name {spec.name[:64]!r}", attribute=spec.name[:64])
         if spec.name in names:
             raise Refusal("name", f"two maps are named {spec.name}", program=spec.name, attribute=spec.name)
         names.add(spec.name)
+        if not spec.id and any(m.id for m in found):
+            raise Refusal("map-existing", "a new map after an existing one", program=spec.name, attribute="id")
         found.append(_check_map(spec, btf))
     return tuple(found)
 
@@ -197,8 +205,12 @@ def _check_map(spec: MapSpec, btf: Btf | None) -> MapFindings:
     if kind is None:
         why = known.REFUSED_MAP_TYPES.get(spec.type, f"unknown map type {spec.type}")
         raise refuse("map-type", why, why.partition(":")[0])
-    for what in ("key_size", "value_size", "max_entries", "flags", "key_btf", "value_btf"):
+    for what in ("key_size", "value_size", "max_entries", "flags", "key_btf", "value_btf", "id"):
         _u32(getattr(spec, what), what, spec.name)
+    if spec.id:  # the kernel made it: sizes and flags were fine
+        if spec.initial or spec.frozen or spec.key_btf or spec.value_btf:
+            raise refuse("map-existing", "an existing map with contents or types", "id")
+        return MapFindings(spec.name, kind.name, 0, False, frozenset(), spec.id)
     if spec.flags & ~kind.flags:
         raise refuse("map-flags", f"flags {spec.flags & ~kind.flags:#x} are not known for {kind.name}", "flags")
     if (spec.key_size != kind.key) if kind.key >= 0 else not 0 < spec.key_size <= 512:

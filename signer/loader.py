@@ -32,7 +32,7 @@ from bpfseal.signer.bundle import Bundle
 from bpfseal.signer.loader_blob import Layout
 
 # enum bpf_cmd, enum bpf_func_id
-MAP_CREATE, MAP_UPDATE_ELEM, PROG_LOAD, BTF_LOAD, MAP_FREEZE = 0, 2, 5, 18, 22
+MAP_CREATE, MAP_UPDATE_ELEM, PROG_LOAD, MAP_GET_FD_BY_ID, BTF_LOAD, MAP_FREEZE = 0, 2, 5, 14, 18, 22
 H_MAP_LOOKUP, H_PID_TGID, H_UID_GID, H_BOOT_NS, H_SYS_BPF, H_FIND_BTF, H_SYS_CLOSE = 1, 14, 15, 125, 166, 167, 168
 
 PROG_TYPE_SYSCALL = 31
@@ -171,8 +171,10 @@ class Code:
         lay = self.layout
         if lay.btf_at:
             self._load_btf()
-        if lay.maps:
+        if lay.made:
             self._make_maps()
+        if lay.maps > lay.made:
+            self._find_maps()
         if lay.updates:
             self._fill_maps()
         if lay.freezes:
@@ -281,12 +283,12 @@ class Code:
         a.mov(R.R8, R.R7)
         a.add(R.R8, start)
 
-    def _loop(self, stage: Stage, start: int, name: str) -> None:
-        """Head of a loop over records at `start`: r8 the record, r9 its index, both told to the context."""
+    def _loop(self, stage: Stage, start: int, name: str, first: int = 0) -> None:
+        """Head of a loop over records at `start`: r8 the record, r9 its index from `first`, told to the context."""
         a = self.asm
         self._stage(stage)
         self._records(start)
-        a.mov(R.R9, 0)
+        a.mov(R.R9, first)
         a.label(name)
         a.ldx(8, R.R1, R.R10, -8)
         a.stx(4, R.R1, CTX_INDEX, R.R9)
@@ -340,7 +342,16 @@ class Code:
         self._btf_fd(blob.M_BTF_FD)
         self._sys_bpf(MAP_CREATE, blob.MAP_ATTR_SIZE, "map")
         self._keep_fd(0)
-        self._next(blob.MAP_ATTR_SIZE, lay.maps, "map")
+        self._next(blob.MAP_ATTR_SIZE, lay.made, "map")
+
+    def _find_maps(self) -> None:
+        """Existing maps by their sealed ids: the context has no say in which map a program gets. Needs
+        CAP_SYS_ADMIN (bpf_map_get_fd_by_id in kernel/bpf/syscall.c)."""
+        lay = self.layout
+        self._loop(Stage.MAP, lay.existing_at, "existing", lay.made)
+        self._sys_bpf(MAP_GET_FD_BY_ID, blob.GET_ATTR_SIZE, "existing")
+        self._keep_fd(0)
+        self._next(blob.GET_STRIDE, lay.maps, "existing")
 
     def _map_fd(self, index: int, member: int, name: str) -> None:
         """record.member = fds[record.index]; the bound is for the verifier."""

@@ -2,8 +2,8 @@
 
     0   header (HEADER_SIZE bytes, H_* below)
     64  file descriptors the loader makes: maps, then programs; s32 each, -1 until made
-        prepared `union bpf_attr`s: BTF_LOAD, MAP_CREATE per map, MAP_UPDATE_ELEM and MAP_FREEZE where wanted,
-        PROG_LOAD per program
+        prepared `union bpf_attr`s: BTF_LOAD, MAP_CREATE or MAP_GET_FD_BY_ID per map, MAP_UPDATE_ELEM and MAP_FREEZE
+        where wanted, PROG_LOAD per program
         data: instructions, licences, BTF, func and line info, initial values
 
 Pointer members of the attrs hold offsets from the start of the value; the loader adds its address when it runs. The
@@ -43,6 +43,10 @@ B_LOG_LEVEL = 24
 # ... for BPF_MAP_CREATE, up to and including map_extra (Linux 5.16)
 MAP_ATTR_SIZE = 72
 M_BTF_FD = 48
+
+# ... for BPF_MAP_GET_FD_BY_ID, padded here
+GET_ATTR_SIZE = 12
+GET_STRIDE = 16
 
 # ... for BPF_MAP_UPDATE_ELEM, followed here by the map's index
 UPDATE_ATTR_SIZE = 32
@@ -91,14 +95,17 @@ class ModuleTarget:
 
 @dataclass(frozen=True)
 class Layout:
-    """Offsets in the blob that the loader's code needs. Counts are array lengths at these offsets."""
+    """Offsets in the blob that the loader's code needs. Counts are array lengths at these offsets; of the maps, the
+    first `made` are created and the others exist."""
 
     maps: int
+    made: int
     programs: int
     updates: int
     freezes: int
     btf_at: int  # 0: no BTF
     maps_at: int
+    existing_at: int
     updates_at: int
     freezes_at: int
     programs_at: int
@@ -137,13 +144,17 @@ def build(bundle: Bundle, record: int) -> tuple[bytes, Layout]:
     objects = len(maps) + len(programs)
     if objects > MAX_OBJECTS:
         raise BpfsealError(f"{objects} maps and programs in one bundle, {MAX_OBJECTS} is the most a loader can make")
+    made = sum(not m.id for m in maps)
+    if any(m.id for m in maps[:made]):
+        raise BpfsealError("existing maps come after new ones")
     initial = [i for i, m in enumerate(maps) if m.initial]
     frozen = [i for i, m in enumerate(maps) if m.frozen]
 
     at = FDS + 4 * (objects + objects % 2)
     btf_at = at if bundle.btf else 0
     at += BTF_ATTR_SIZE if bundle.btf else 0
-    maps_at, at = at, at + MAP_ATTR_SIZE * len(maps)
+    maps_at, at = at, at + MAP_ATTR_SIZE * made
+    existing_at, at = at, at + GET_STRIDE * (len(maps) - made)
     updates_at, at = at, at + UPDATE_STRIDE * len(initial)
     freezes_at, at = at, at + FREEZE_STRIDE * len(frozen)
     programs_at, at = at, at + PROG_ATTR_SIZE * len(programs)
@@ -153,7 +164,8 @@ def build(bundle: Bundle, record: int) -> tuple[bytes, Layout]:
     parts = [head, b"\xff\xff\xff\xff" * objects, bytes(4 * (objects % 2))]
     if bundle.btf:
         parts.append(struct.pack("<QQIIII", data.put(bundle.btf), 0, len(bundle.btf), 0, 0, 0))
-    parts += [_map_attr(m) for m in maps]
+    parts += [_map_attr(m) for m in maps[:made]]
+    parts += [struct.pack("<IIII", m.id, 0, 0, 0) for m in maps[made:]]
     for i in initial:
         key = data.put(bytes(max(maps[i].key_size, 8)))
         parts.append(struct.pack("<IxxxxQQQIxxxx", 0, key, data.put(_initial(maps[i])), 0, i))
@@ -164,11 +176,13 @@ def build(bundle: Bundle, record: int) -> tuple[bytes, Layout]:
     assert len(blob) == data.start
     layout = Layout(
         len(maps),
+        made,
         len(programs),
         len(initial),
         len(frozen),
         btf_at,
         maps_at,
+        existing_at,
         updates_at,
         freezes_at,
         programs_at,

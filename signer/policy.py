@@ -72,6 +72,7 @@ class Policy:
             variables=Patterns(["*"]),
             map_types=frozenset(known.MAP_TYPE_BY_NAME),
             sleepable=True,
+            existing_maps=True,
             max_insns=1_000_000,
             max_map_bytes=8 << 30,
             max_targets=1 << 16,

@@ -198,6 +198,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "variables": ("variables", _patterns),
     "map_types": ("map_types", _names(known.MAP_TYPE_BY_NAME)),
     "sleepable": ("sleepable", _flag),
+    "existing_maps": ("existing_maps", _flag),
     "enforceable": ("enforceable", _flag),
     "require_source": ("require_source", _flag),
     "max_programs": ("max_programs", _number(1, 64)),

@@ -54,6 +54,7 @@ class Rule:
 
     lifetime     longest life of a seal in seconds
     per_minute   seals for one uid in a minute under this rule, 0 for no limit
+    existing_maps  programs may use maps that exist already, which the client names
     enforceable  every target must be part of the signed load or guarded by address
     """
 
@@ -74,6 +75,7 @@ class Rule:
     variables: Patterns = _NONE
     map_types: frozenset[str] = frozenset()
     sleepable: bool = False
+    existing_maps: bool = False
     enforceable: bool = False
     require_source: bool = False
     max_programs: int = 64
@@ -117,6 +119,8 @@ class Rule:
         if self.require_source and not findings.source:
             found.append("source text is required")
         for map_ in findings.maps:
+            if map_.id and not self.existing_maps:
+                found.append(f"map {map_.name}: existing maps are not granted")
             if map_.type not in self.map_types:
                 found.append(f"map {map_.name}: type {map_.type} is not granted")
             for name in sorted(map_.classes - self.classes):
