@@ -79,15 +79,15 @@ class _NoExclusivity(Code):
             a.jump_if(R.R1, "!=", R.R2, "bad_metadata")
 
 
-class _ManyReferences(Code):
-    """Refers to the map anew for every word of the hash and for the look-up, each read from fd_array by the kernel."""
+class _TwoReferences(Code):
+    """Refers to the map once to check its hash and again for the look-up: the kernel reads fd_array twice."""
 
     def _enter(self) -> None:
         a = self.asm
         a.stx(8, R.R10, -8, R.R1)
         if self.terms.abi == 1:
+            a.ld_pseudo(R.R6, PSEUDO_MAP_IDX, 0)
             for at in range(0, 32, 8):
-                a.ld_pseudo(R.R6, PSEUDO_MAP_IDX, 0)
                 a.ldx(8, R.R1, R.R6, at)
                 a.ld_imm64(R.R2, int.from_bytes(self.sha[at : at + 8], "little"))
                 a.jump_if(R.R1, "!=", R.R2, "bad_metadata")
@@ -134,7 +134,7 @@ def _emit_as(kind: type[Code]) -> Callable[[Bundle, Terms], Loader]:
 
 Emit = Callable[[Bundle, Terms], Loader]
 without_exclusivity: Emit = _emit_as(_NoExclusivity)
-with_many_references: Emit = _emit_as(_ManyReferences)
+with_two_references: Emit = _emit_as(_TwoReferences)
 without_terms: Emit = _emit_as(_NoTerms)
 
 

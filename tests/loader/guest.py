@@ -231,10 +231,10 @@ class Checks:
         return {"write": attacks.write_to_an_exclusive_map(self.kernel), "early_hash": attacks.hash_before_freeze()}
 
     def swapped_slot(self) -> Observed:
-        seconds = 90 if self.abi.version == 1 else 4
+        seconds = 300 if self.abi.version == 1 else 4
         naive = attacks.swap_the_slot(
             self.kernel,
-            attacks.with_many_references,
+            attacks.with_two_references,
             trials=100_000,
             seconds=seconds,
             enough=EFFORT.beaten,
