@@ -163,11 +163,18 @@ class Gen:
         return self.truth(value) if isinstance(type, types.Bool) else value
 
     def load_context(self, context: Value, offset: int, type: str) -> Value:
-        """A load from the program's context. The verifier wants the offset in the instruction itself, which LLVM is
-        told by the intrinsic."""
-        fixed = self.fn.op(PTR, f"call ptr @llvm.preserve.static.offset(ptr {context.text})")
-        align = 8 if type == PTR else int(type[1:]) // 8
-        return self.fn.load(type, self.fn.add(fixed, offset), align)
+        """A load from the program's context. The verifier wants the offset in the instruction itself, so it is one that
+        LLVM neither splits nor moves parts of (llvm/lib/Target/BPF/BPFPreserveStaticOffset.cpp)."""
+        align = 3 if type == PTR else {8: 0, 16: 1, 32: 2, 64: 3}[int(type[1:])]
+        name = f"@llvm.bpf.getelementptr.and.load.{'p0' if type == PTR else type}"
+        self.unit.kfuncs.add(f"{type} {name}(ptr captures(none), i1, i8, i8, i8, i1, ...)")
+        call = f"call {type} (ptr, i1, i8, i8, i8, i1, ...) {name}"
+        # not inbounds, not atomic, system scope, alignment as a power, not volatile, offset
+        return self.fn.op(
+            type,
+            f"{call}(ptr readonly elementtype(i8) {context.text}, i1 false, i8 0, i8 1, i8 {align}, i1 false, "
+            f"i64 immarg {offset})",
+        )
 
     def truth(self, value: Value) -> Value:
         """i1: not zero."""

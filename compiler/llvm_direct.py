@@ -37,12 +37,13 @@ _FUNCTIONS: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "DisposeString": (None, (c_char_p,)),
     "CreatePipelineTuningOptions": (c_void_p, ()),
     "DisposePipelineTuningOptions": (None, (c_void_p,)),
-    "PTOSetLoopVectorization": (None, (c_void_p, c_bool)),
-    "PTOSetSLPVectorization": (None, (c_void_p, c_bool)),
-    "PTOSetLoopUnrolling": (None, (c_void_p, c_bool)),
     "CreatePassBuilder": (c_void_p, (c_void_p, c_void_p)),
     "DisposePassBuilder": (None, (c_void_p,)),
-    "buildPerModuleDefaultPipeline": (c_void_p, (c_void_p, c_int)),
+    "CreateNewModulePassManager": (c_void_p, ()),
+    **{
+        f"module_Add{name}Pass": (None, (c_void_p,))
+        for name in ("SROA", "SimplifyCFG", "InstCombine", "NewGVN", "DSE", "ADCE")
+    },
     "RunNewModulePassManager": (None, (c_void_p, c_void_p, c_void_p)),
     "DisposeNewModulePassManger": (None, (c_void_p,)),  # sic
     "TargetMachineEmitToMemory": (c_void_p, (c_void_p, c_void_p, c_int, POINTER(c_char_p))),
@@ -98,8 +99,11 @@ def _path() -> Path | None:
 class Direct:
     """One target machine. Not for several threads at once."""
 
-    def __init__(self, library: _Library, triple: str, cpu: str, options: tuple[str, ...]) -> None:
+    def __init__(
+        self, library: _Library, triple: str, cpu: str, options: tuple[str, ...], passes: tuple[str, ...]
+    ) -> None:
         self._lib = library
+        self._passes = passes
         for name in ("TargetInfos", "Targets", "TargetMCs", "AsmPrinters"):
             getattr(library, f"InitializeAll{name}")()
         for option in options:
@@ -134,10 +138,10 @@ class Direct:
     def _optimise(self, module: int) -> None:
         lib = self._lib
         options = lib.CreatePipelineTuningOptions()
-        for name in ("LoopVectorization", "SLPVectorization", "LoopUnrolling"):
-            getattr(lib, f"PTOSet{name}")(options, False)
         builder = lib.CreatePassBuilder(self._machine, options)
-        passes = lib.buildPerModuleDefaultPipeline(builder, 2)
+        passes = lib.CreateNewModulePassManager()
+        for name in self._passes:
+            getattr(lib, f"module_Add{name}Pass")(passes)
         lib.RunNewModulePassManager(passes, module, builder)
         lib.DisposeNewModulePassManger(passes)
         lib.DisposePassBuilder(builder)
@@ -170,12 +174,12 @@ class Direct:
 
 
 @cache
-def direct(triple: str, cpu: str, options: tuple[str, ...]) -> Direct | None:
-    """The binding, None where it does not fit the installed llvmlite."""
+def direct(triple: str, cpu: str, options: tuple[str, ...], passes: tuple[str, ...]) -> Direct | None:
+    """The binding, None where it does not fit the installed llvmlite. `passes`: of the optimiser, by LLVM's names."""
     path = _path()
     if path is None:
         return None
     try:
-        return Direct(_Library(path), triple, cpu, options)
+        return Direct(_Library(path), triple, cpu, options, passes)
     except (OSError, AttributeError, DirectError):
         return None

@@ -36,7 +36,6 @@ _HANDLERS = (aggregates, args, calls, deferred, events, functions, loops, memory
 
 _INTRINSICS = """\
 declare i64 @llvm.bpf.pseudo(i64, i64)
-declare ptr @llvm.preserve.static.offset(ptr)
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 """

@@ -27,7 +27,7 @@ end:
 
 @pytest.fixture
 def direct() -> llvm_direct.Direct:
-    found = llvm_direct.direct(llvm.TRIPLE, llvm._CPU, llvm._OPTIONS)
+    found = llvm._quick()
     if found is None:
         pytest.skip("this version of llvmlite is used through its public interface")
     return found
