@@ -136,3 +136,10 @@ def btf_info(fd: int) -> BtfInfo:
     raw = raw_info(fd, 32, struct.pack("<QIIQII", 0, 0, 0, ctypes.addressof(name), len(name), 0))
     _, size, id = struct.unpack_from("<QII", raw)
     return BtfInfo(id, size, name.value.decode(errors="replace"), bool(struct.unpack_from("<I", raw, 28)[0]))
+
+
+def btf_data(fd: int, size: int) -> bytes:
+    """The type information itself, `size` bytes as `btf_info` says."""
+    out = ctypes.create_string_buffer(size)
+    raw_info(fd, 32, struct.pack("<QIIQII", ctypes.addressof(out), size, 0, 0, 0, 0))
+    return out.raw

@@ -13,6 +13,7 @@ from bpfseal.errors import BpfsealError, UsageError
 COMMANDS = {
     "check": ("bpfseal.runtime.check", "parse, check and compile without privileges and without attaching"),
     "doctor": ("bpfseal.runtime.doctor", "what this kernel can do, and why not"),
+    "exec": ("bpfseal.runtime.exec_command", "run a command whose BPF programs are sealed for it"),
     "enforce": ("bpfseal.runtime.enforce", "on | off | status | log: require signatures on this kernel"),
     "signer": ("bpfseal.runtime.signer_command", "run, ask and audit the signing helper"),
     "vm": ("bpfseal.runtime.vm.cli", "run a command inside a test kernel"),

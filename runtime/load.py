@@ -98,14 +98,14 @@ def load(bundle: Bundle, sealed: SealedBundle, *, log_level: int = 0) -> Loaded:
     """
     _room_for(len(bundle.maps) + len(bundle.programs))
     for _ in range(10):
-        result = _run(bundle, sealed)
+        result = attempt(bundle, sealed)
         if result.errno != errno.EAGAIN:  # EAGAIN: the verifier saw a signal pending
             break
     if result.stage == Stage.DONE:
         return Loaded(list(result.map_fds), list(result.prog_fds))
     if result.stage == Stage.PROGRAM and result.errno in _VERDICTS:
         with _log_buffer() as buffer:
-            again = _run(bundle, sealed, log=buffer, log_level=max(log_level, 1))
+            again = attempt(bundle, sealed, log=buffer, log_level=max(log_level, 1))
             if again.stage == Stage.DONE:
                 return Loaded(list(again.map_fds), list(again.prog_fds))
             text = ctypes.string_at(ctypes.addressof(buffer)).decode(errors="replace")
@@ -117,11 +117,12 @@ def load(bundle: Bundle, sealed: SealedBundle, *, log_level: int = 0) -> Loaded:
     raise _refused(bundle, sealed, result)
 
 
-def _run(
+def attempt(
     bundle: Bundle, sealed: SealedBundle, *, log: ctypes.Array[ctypes.c_char] | None = None, log_level: int = 0
 ) -> LoadResult:
-    """The sequence once. A fresh metadata map each time: one is good for one run. Raises LoadRefused if the loader
-    does not get to run."""
+    """The sequence once, for callers that judge the result themselves; `load` is for everybody else. A fresh metadata
+    map each time: one is good for one run. The verifier's log needs both buffer and level. Raises LoadRefused if the
+    loader does not get to run."""
     with _metadata_map(sealed) as meta:
         try:
             loader = bpf.prog_load(

@@ -97,6 +97,10 @@ class Attributes(Record, frozen=True):
     maps: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
 
+# Of programs that others than our compiler made: policy then decides on what the analysis found.
+UNDECLARED = Attributes(insns=0)
+
+
 class ProgramSpec(Record, frozen=True):
     """One program to load.
 

@@ -16,7 +16,7 @@ from bpfseal.signer.analyse import Facts, Kernel, analyse
 from bpfseal.signer.attach import attach_targets, check_target
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.btf_check import check_func_info, check_line_info, check_program_btf, special_members
-from bpfseal.signer.bundle import Attributes, Bundle, MapSpec, ProgramSpec
+from bpfseal.signer.bundle import UNDECLARED, Attributes, Bundle, MapSpec, ProgramSpec
 from bpfseal.signer.cfg import split
 from bpfseal.signer.filter import system_calls
 from bpfseal.signer.guard import GET_FUNC_IP, guarded
@@ -57,7 +57,7 @@ class MapFindings:
 class ProgramFindings:
     """One program, after analysis.
 
-    attributes   declared, and so at least the found
+    attributes   declared, and so at least the found; the found if none were declared
     helpers      declared and found helper names; classes also cover kfuncs and direct reads
     targets      names that policy matches: what the program can be attached to as far as the bundle says
     enforceable  whether the targets are part of what is signed, or guarded by address
@@ -290,7 +290,7 @@ def _check_program(
         name=spec.name,
         type=known.PROGRAM_TYPES[spec.type],
         attach_type=known.ATTACH_TYPES[spec.expected_attach_type],
-        attributes=spec.declared,
+        attributes=facts.found if spec.declared == UNDECLARED else spec.declared,
         found=facts.found,
         classes=facts.classes | extra,
         variables=facts.variables,
@@ -330,7 +330,9 @@ def _check_debug_info(spec: ProgramSpec, insns: list[Insn], facts: Facts, btf: B
 
 
 def _check_declared(declared: Attributes, found: Attributes, maps: int) -> None:
-    """Found attributes are among the declared, and the declared are names that exist."""
+    """Found attributes are among the declared, and the declared are names that exist. UNDECLARED declares nothing."""
+    if declared == UNDECLARED:
+        return
     for number, operations in declared.maps:
         if not 0 <= number < maps or not known.MAP_OPS.issuperset(operations):
             raise Refusal("attributes", f"declares {str(operations)[:64]} on map {number}", attribute="maps")
