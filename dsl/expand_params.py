@@ -131,30 +131,45 @@ class Parameters:
         if option.name not in self.named:
             return option.default
         text = self.named[option.name]
-        shown = f"--{option.name}" if text is None else f"--{option.name}={text}"
+
+        def wrong(why: str) -> UsageError:
+            shown = "true" if text is None else text
+            return UsageError(f"program command line option --{option.name} {why} (value: {shown})")
+
         if isinstance(option.default, bool):
             if text is None or text.lower() in TRUE:
                 return True
             if text.lower() in FALSE:
                 return False
-            raise UsageError(f"{shown}: '{option.name}' is a boolean", hint=f"write --{option.name} or =false")
+            raise wrong("expects true or false")
         if isinstance(option.default, int):
-            number = None if text is None else integer(text)
+            if text is None:
+                raise wrong("expects an integer")
+            number = integer(text)
             if number is None or (number < 0 <= option.default):
-                raise UsageError(f"{shown}: '{option.name}' expects an integer", hint=f"write --{option.name}=NUMBER")
+                raise wrong("invalid integer")
             return number
         if text is None:
-            raise UsageError(f"{shown}: '{option.name}' expects a string", hint=f"write --{option.name}=TEXT")
+            raise wrong("expects a string")
         return text
 
     def check_named(self) -> None:
-        """Raises UsageError for a named parameter that the script never asks for."""
-        for name in self.named:
-            if name not in self.options and name != "help":
-                known = ", ".join(f"--{o}" for o in self.options)
-                raise UsageError(
-                    f"unexpected parameter --{name}", hint=f"the script knows {known}" if known else "it knows none"
-                )
+        """Raises UsageError for named parameters that the script never asks for, `--help` among them."""
+        unknown = [name for name in self.named if name not in self.options]
+        if not unknown:
+            return
+        wanted_help = "help" in unknown
+        if not self.options:
+            hint = "no custom program options defined."
+        elif wanted_help:
+            lines = [f"--{o.name}: {o.description}" if o.description else f"--{o.name}" for o in self.options.values()]
+            hint = "\n".join(["expected program options:", *lines])
+        else:
+            hint = "expected program options: " + ", ".join(f"--{name}" for name in self.options)
+        if unknown == ["help"]:
+            raise UsageError("the options of this script were asked for", hint=hint)
+        names = ", ".join(f"--{name}" for name in unknown if name != "help")
+        raise UsageError(f"unexpected program command line options: {names}", hint=hint)
 
 
 def integer(text: str) -> int | None:

@@ -84,7 +84,8 @@ class DslError(BpfsealError):
 
 
 def render(diagnostic: Diagnostic, sources: list[Source]) -> str:
-    """`NAME:LINE:COL-COL: SEVERITY: MESSAGE`, the source line, a caret line, the hint.
+    """`NAME:LINE:COL-COL: SEVERITY: MESSAGE`, the source line, a caret line, the hint. The second column is the one
+    behind the text, as bpftrace counts.
 
     A tab before the caret stays a tab, so that the caret stands under its text in any terminal.
     """
@@ -96,8 +97,7 @@ def render(diagnostic: Diagnostic, sources: list[Source]) -> str:
     line, column = source.position(span.start)
     text = source.line(line)
     width = max(1, min(span.end, span.start + len(text) - column + 1) - span.start)
-    where = f"{column}-{column + width - 1}" if width > 1 else str(column)
-    lines = [f"{source.name}:{line}:{where}: {diagnostic.severity.upper()}: {diagnostic.message}"]
+    lines = [f"{source.name}:{line}:{column}-{column + width}: {diagnostic.severity.upper()}: {diagnostic.message}"]
     if len(text) <= 400:
         pad = "".join("\t" if c == "\t" else " " for c in text[: column - 1])
         lines += [text, pad + "~" * width]
@@ -109,7 +109,7 @@ def render(diagnostic: Diagnostic, sources: list[Source]) -> str:
     trail = list(diagnostic.trail)
     while span.via is not None:
         span = span.via
-        trail.append(("expanded from here", Span(span.start, span.end, span.source)))
+        trail.append(("expanded from", Span(span.start, span.end, span.source)))
     for message, at in trail:
         lines.append(render(Diagnostic("note", message, at), sources))
     return "\n".join(lines)

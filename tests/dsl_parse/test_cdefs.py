@@ -285,7 +285,7 @@ def test_headers_of_the_script(tmp_path: Path) -> None:
     (tmp_path / "own" / "b.h").write_text("struct b { char c[NO]; };\n")
     with pytest.raises(DslError) as caught:
         front(text, "x.bt", Kernel(), folder=tmp_path, include_folders=[tmp_path / "lib"])
-    assert f"{tmp_path}/own/b.h:1:19-20: ERROR: 'NO' is no constant" in caught.value.render()
+    assert f"{tmp_path}/own/b.h:1:19-21: ERROR: 'NO' is no constant" in caught.value.render()
     (tmp_path / "own" / "b.h").write_text('#include "a.h"\n')
     with pytest.raises(DslError) as caught:
         front(text, "x.bt", Kernel(), folder=tmp_path, include_folders=[tmp_path / "lib"])

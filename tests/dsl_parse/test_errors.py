@@ -109,7 +109,7 @@ def test_the_caret_stands_under_its_text() -> None:
     with pytest.raises(DslError) as caught:
         parse("begin {\n\tprint(1);\n\t$x = )\n}")
     assert caught.value.render().split("\n") == [
-        "stdin:3:7: ERROR: unexpected ')', expected an expression",
+        "stdin:3:7-8: ERROR: unexpected ')', expected an expression",
         "\t$x = )",
         "\t     ~",
     ]

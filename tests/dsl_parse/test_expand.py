@@ -120,14 +120,14 @@ def test_a_message_from_a_macro_shows_every_call() -> None:
     with pytest.raises(DslError) as caught:
         expand(parse("macro inner() {\n  @m = 1\n}\nmacro outer() { inner() }\nbegin { outer() }", "x.bt"))
     assert caught.value.render().split("\n") == [
-        "x.bt:2:3-4: ERROR: macro 'inner' uses the map @m, which was not passed to it",
+        "x.bt:2:3-5: ERROR: macro 'inner' uses the map @m, which was not passed to it",
         "  @m = 1",
         "  ~~",
         "HINT: make it a parameter: macro inner(@m)",
-        "x.bt:4:17-23: NOTE: expanded from here",
+        "x.bt:4:17-24: NOTE: expanded from",
         "macro outer() { inner() }",
         "                ~~~~~~~",
-        "x.bt:5:9-15: NOTE: expanded from here",
+        "x.bt:5:9-16: NOTE: expanded from",
         "begin { outer() }",
         "        ~~~~~~~",
     ]
@@ -179,18 +179,21 @@ def test_named_parameters() -> None:
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ({"z": "1"}, "unexpected parameter --z"),
-        ({"a": None}, "'a' expects an integer"),
-        ({"a": "x"}, "'a' expects an integer"),
-        ({"a": "-1"}, "'a' expects an integer"),
-        ({"s": None}, "'s' expects a string"),
-        ({"d": "maybe"}, "'d' is a boolean"),
+        ({"z": "1", "y": None}, "unexpected program command line options: --z, --y"),
+        ({"a": None}, "option --a expects an integer (value: true)"),
+        ({"a": "x"}, "option --a invalid integer (value: x)"),
+        ({"a": "-1"}, "option --a invalid integer (value: -1)"),
+        ({"s": None}, "option --s expects a string (value: true)"),
+        ({"d": "maybe"}, "option --d expects true or false (value: maybe)"),
+        ({"help": None}, "the options of this script were asked for"),
     ],
 )
 def test_wrong_named_parameters(named: dict[str, str | None], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        expand(parse('begin { getopt("a", 1); getopt("s", "x"); getopt("d") }'), named=named)
+        expand(parse('begin { getopt("a", 1, "how many"); getopt("s", "x"); getopt("d") }'), named=named)
     assert message in caught.value.message
+    if "help" in named:
+        assert caught.value.hint == "expected program options:\n--a: how many\n--s\n--d"
     assert caught.value.status == 2
 
 
@@ -306,5 +309,5 @@ def test_wrong_imports(folder: Path) -> None:
         assert message in caught.value.diagnostics[0].message
     with pytest.raises(DslError) as caught:
         imported(folder, 'import "bad.bt"; begin { }')
-    assert f"{folder}/bad.bt:3:1: ERROR" in caught.value.render()
-    assert "main.bt:1:1-16: NOTE: imported from here" in caught.value.render()
+    assert f"{folder}/bad.bt:3:1-2: ERROR" in caught.value.render()
+    assert "main.bt:1:1-17: NOTE: imported from here" in caught.value.render()
