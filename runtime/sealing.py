@@ -32,6 +32,11 @@ class Sealer:
         self.signing = signing
         self._client: SignerClient | None = None
 
+    @property
+    def client(self) -> SignerClient | None:
+        """The connection to the helper that seals; None before `start` and without one."""
+        return self._client
+
     def start(self) -> None:
         """Begin to start the helper, so that it is ready when the compiler is. Errors surface in `seal`."""
         if self.signing.mode != "off" and self._client is None:

@@ -30,5 +30,19 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext bpfseal`."""
+    from bpfseal.runtime.notebook import load_ipython_extension as load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """`%unload_ext bpfseal`."""
+    from bpfseal.runtime.notebook import unload_ipython_extension as unload
+
+    unload(shell)
+
+
 def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY])

@@ -1,0 +1,35 @@
+"""bpfseal in IPython and Jupyter: `%load_ext bpfseal`, then `%bpfseal` and `%%bpfseal`.
+
+Nothing of IPython, pandas or the compiler is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Register the magics, their completions, and the highlighting of cells where the front end allows it."""
+    from bpfseal.runtime.notebook.completion import install
+    from bpfseal.runtime.notebook.magics import BpfsealMagics
+
+    if getattr(shell, "bpfseal_magics", None) is not None:
+        return
+    magics = BpfsealMagics(shell)
+    shell.register_magics(magics)
+    shell.bpfseal_magics = magics
+    install(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Stop what runs, and take magics and completions away again."""
+    from bpfseal.runtime.notebook.completion import remove
+
+    magics = getattr(shell, "bpfseal_magics", None)
+    if magics is None:
+        return
+    magics.close()
+    for kind in ("line", "cell"):
+        shell.magics_manager.magics[kind].pop("bpfseal", None)
+    remove(shell)
+    shell.bpfseal_magics = None

@@ -1,0 +1,22 @@
+"""A trace that is drawn again and again in the same place while it runs."""
+
+from __future__ import annotations
+
+from bpfseal.runtime.notebook.run import Run
+
+
+def show(run: Run, every: float) -> None:
+    """Display `run`, refresh it every so many seconds until it ends or is interrupted, and leave the final picture."""
+    from IPython.display import display
+
+    handle = display(run.snapshot(), display_id=True)
+
+    def draw() -> None:
+        if handle is not None and run.running:
+            handle.update(run.snapshot())
+
+    try:
+        run.wait(tick=draw, every=every)
+    finally:
+        if handle is not None:
+            handle.update(run.snapshot())
