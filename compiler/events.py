@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bpfseal.compiler.gen import Gen, is_signed
 from bpfseal.compiler.ir import I32, I64, PTR, Function, Value, const
-from bpfseal.compiler.layout import EVENT_HEADER, EventField, EventLayout
+from bpfseal.compiler.layout import EVENT_HEADER, SESSION_STOPPED, EventField, EventLayout
 from bpfseal.compiler.unit import Declared
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.source import Span
@@ -77,9 +77,10 @@ def where(g: Gen, span: Span) -> str:
 
 
 def send(g: Gen, number: int, offsets: Sequence[int], size: int, values: Sequence[typed.Expr]) -> None:
-    """Reserve a record, fill it in place, submit it. Values with side effects are made before, so that they happen
-    even when the record is lost."""
-    early = {n: evaluated(g, value) for n, value in enumerate(values) if has_effects(value)}
+    """Reserve a record, fill it in place, submit it. Values with side effects, and those before them, are made before:
+    in the order in which they stand, and even when the record is lost."""
+    effects = max((n for n, value in enumerate(values) if has_effects(value)), default=-1)
+    early = {n: evaluated(g, value) for n, value in enumerate(values[: effects + 1])}
     record = reserve(g, size)
     with g.unless(g.fn.is_null(record), "room"):
         header(g, record, number)
@@ -228,7 +229,19 @@ def exit_(g: Gen, node: typed.Call) -> None:
     number, offsets, size = add_event(g, "exit", node.span, types=[a.type for a in node.args])
     values = [(at, g.fn.integer(g.scalar(a), I64, is_signed(a.type))) for at, a in zip(offsets, node.args, strict=True)]
     control(g, number, values, size)
+    index = g.unit.session_index()
+    g.declared.use(index, "read", "write")
+    g.fn.store(const(1, I32), g.fn.add(g.unit.value(index), SESSION_STOPPED), 4)
     g.leave(None)
+
+
+def leave_when_stopped(g: Gen) -> None:
+    """At the start of a program that calls exit(): it is to do so once, and the client takes a moment to detach it."""
+    index = g.unit.session_index()
+    g.declared.use(index, "read")
+    stopped = g.fn.load(I32, g.fn.add(g.unit.value(index), SESSION_STOPPED), 4)
+    with g.when(g.truth(stopped), "stopped"):
+        g.leave(None)
 
 
 def time(g: Gen, node: typed.Call) -> None:

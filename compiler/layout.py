@@ -72,9 +72,10 @@ class MapLayout(Record, frozen=True):
                  indexed by bucket. Buckets without an element, or zero, are empty
     lhist        likewise, see `lhist_bucket_low`
     tseries      one element per interval: bucket = epoch % intervals, value: u64 epoch at 0, value at 8, u64 meta at
-                 16. epoch = CLOCK_BOOTTIME / interval_ns, a slot with meta 0 is empty, with an old epoch is stale (its
+                 16. epoch = wall clock / interval_ns (CLOCK_REALTIME in ns, by its difference to the boot
+                 clock when tracing started), a slot with meta 0 is empty, with an old epoch is stale (its
                  interval is over: ignore it). Slots of one epoch combine over CPUs by kind: "sum" adds; "min", "max";
-                 "avg" value is the sum and meta the count; "none" meta is CLOCK_BOOTTIME of the value, the latest wins
+                 "avg" value is the sum and meta the count; "none" meta is the time of the value, the latest wins
     anything else: the value by `value` at 0
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from bpfseal.dsl.typed import TypedScript
@@ -27,6 +27,7 @@ class Options:
     helper_errors: int = 1
     ring_pages: int = 0
     addresses: Mapping[str, int] | None = None
+    clock_map: str = field(default_factory=lambda: os.environ.get("BPFTRACE_DUMMY_TS_MAP", ""))
 
     @cached_property
     def cpu_count(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ Buckets = list[tuple[int, Cpus]]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One interval of a time series: `epoch` counts intervals of `interval_ns` since boot."""
+    """One interval of a time series: `epoch` counts intervals of `interval_ns` since 1970."""
 
     epoch: int
     interval_ns: int
@@ -27,9 +26,8 @@ class Slot:
 
     @property
     def start_ns(self) -> int:
-        """Wall clock at the interval's start, ns since 1970, by the clocks' present difference."""
-        wall = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return wall + self.epoch * self.interval_ns
+        """Wall clock at the interval's start, ns since 1970."""
+        return self.epoch * self.interval_ns
 
 
 def total(layout: MapLayout) -> Callable[[Buckets], Any] | None:
