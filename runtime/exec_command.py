@@ -41,15 +41,10 @@ def main(argv: list[str]) -> int:
     if not command:
         raise UsageError("no command to run", hint="bpfseal exec -- bpftrace -e 'BEGIN { exit(); }'")
     _look_into_processes()
-    from bpfseal.runtime.sealing import Sealer, Signing
+    from bpfseal.runtime.bridge.supervisor import Supervisor
 
-    signing = Signing(mode=options.signing, policy=options.policy, unsafe=options.unsafe)
-    with Sealer(signing) as sealer:
-        sealer.start()
-        from bpfseal.runtime.bridge.supervisor import Supervisor
-
-        supervisor = Supervisor(sealer, verbose=options.verbose)
-        return supervisor.run(command)
+    supervisor = Supervisor(options.signing, options.policy, unsafe=options.unsafe, verbose=options.verbose)
+    return supervisor.run(command)
 
 
 def _look_into_processes() -> None:

@@ -103,7 +103,7 @@ class Command:
             raise _CannotRun(f"cannot run {name}: {os.strerror(code)}", 127 if code == 2 else 126)
 
     def _give_up(self) -> None:
-        os.waitpid(self.pid, 0)
+        self.status()
         self.close()
 
     def signal(self, number: int) -> None:
@@ -113,11 +113,16 @@ class Command:
             pass
 
     def status(self) -> int:
-        """Reaps it: exit status, or as shells say it 128 and the signal's number."""
+        """Waits for it: exit status, or as shells say it 128 and the signal's number."""
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.pid = 0
         return code if code >= 0 else 128 - code
 
     def close(self) -> None:
+        """Kills it if it has not ended: without an answer its loads could only fail."""
+        if self.pid:
+            self.signal(signal.SIGKILL)
+            self.status()
         for fd in (self.listener, self.pidfd):
             if fd >= 0:
                 os.close(fd)

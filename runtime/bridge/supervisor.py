@@ -1,65 +1,41 @@
-"""Answers a command's program loads until the command has ended."""
+"""Runs a command under the filter and answers its program loads until it has ended."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import errno
-import mmap
 import os
 import select
 import signal
 import struct
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
-from bpfseal.errors import BpfsealError
 from bpfseal.runtime.bridge.filter import Command
-from bpfseal.runtime.bridge.listener import Call, Listener
-from bpfseal.runtime.bridge.request import LOG_TRUE_SIZE, Log, ProgLoad, Unsupported, log_of, read, read_attr
-from bpfseal.runtime.bridge.tool import Tool, ToolError
-from bpfseal.runtime.bridge.translate import Translator
-from bpfseal.runtime.load import attempt, errno_name
-from bpfseal.runtime.sealing import Sealer
-from bpfseal.signer.bundle import Bundle, encode
-from bpfseal.signer.client import SealRefused
-from bpfseal.signer.loader import LoadResult, Stage
+from bpfseal.runtime.bridge.listener import Listener
+
+if TYPE_CHECKING:
+    from bpfseal.runtime.bridge.carrier import Carrier
 
 FORWARDED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALFD_INFO: Final = 128
 _SI_KERNEL: Final = 0x80  # typed at the terminal: the whole foreground group has it already
-_MAX_LOG: Final = 1 << 30
-_MAX_SAID: Final = 1000
-
-# What the analysis refuses and the verifier would too: libraries that try things out look at the errno, and take EPERM
-# for "not permitted at all". Everything else the analysis or the policy refuses is EPERM.
-_AS_VERIFIER: Final = {
-    **dict.fromkeys(("map-unknown", "map-value", "callback"), errno.EACCES),
-    **dict.fromkeys(
-        (
-            *("length", "opcode", "pseudo", "reserved", "register", "atomic", "ld_imm64", "jump", "call"),
-            *("fallthrough", "unreachable", "recursion", "func-info", "line-info", "btf", "attach-type"),
-        ),
-        errno.EINVAL,
-    ),
-}
+# A command that is still there after this time, and has loaded nothing, has the helper started for it.
+_IDLE_MS: Final = 100
 
 
 class Supervisor:
-    """One command. `verbose`: a line for every program, not only for those that are refused."""
+    """One command; `signing`, `policy` and `unsafe` as in `runtime.sealing.Signing`."""
 
-    def __init__(self, sealer: Sealer, *, verbose: bool = False) -> None:
-        self.sealer = sealer
-        self.verbose = verbose
-        self.loaded = self.refused = 0
-        self._translator = Translator()
-        self._said: set[str] = set()
-        self._noted = False
+    def __init__(self, signing: str, policy: str | None, *, unsafe: bool, verbose: bool) -> None:
+        self._signing = signing
+        self._policy = policy
+        self._unsafe = unsafe
+        self._verbose = verbose
+        self._carrier: Carrier | None = None
 
     def run(self, argv: Sequence[str]) -> int:
-        """Starts `argv`, serves it; its exit status. Raises BpfsealError if it cannot be started or watched."""
+        """Starts `argv`, serves it; its exit status. Raises BpfsealError if it cannot be started or watched, or no
+        helper can be had."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         signals = _signalfd(FORWARDED)
         try:
@@ -70,6 +46,8 @@ class Supervisor:
             finally:
                 command.close()
         finally:
+            if self._carrier is not None:
+                self._carrier.close()
             os.close(signals)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -79,153 +57,29 @@ class Supervisor:
         for fd in (command.listener, command.pidfd, signals):
             poll.register(fd, select.POLLIN)
         while True:
-            ready = {fd for fd, event in poll.poll() if event & select.POLLIN}
+            events = poll.poll(None if self._carrier else _IDLE_MS)
+            if not events:
+                self._start()
+            ready = dict(events)
             if signals in ready:
                 _forward(os.read(signals, _SIGNALFD_INFO), command)
-            if command.listener in ready and (call := listener.receive()) is not None:
-                self._answer(listener, call)
+            stopped = ready.get(command.listener, 0)
+            if stopped & select.POLLIN:
+                if (call := listener.receive()) is not None:
+                    self._start().answer(listener, call)
             elif command.pidfd in ready:
                 return
-            elif not ready:  # nobody is left under the filter: the command is about to be reaped
+            elif stopped:  # nobody is left under the filter
                 poll.unregister(command.listener)
 
-    def _answer(self, listener: Listener, call: Call) -> None:
-        started = time.monotonic()
-        try:
-            tool = Tool(call.thread)
-        except (ProcessLookupError, FileNotFoundError):
-            return listener.fail(call, errno.EINTR)
-        except OSError as error:
-            self._say(f"[{call.thread}]", f"cannot look into the process: {error.strerror}; its load is refused")
-            return listener.fail(call, errno.EPERM)
-        with tool:
-            if not listener.alive(call):
-                return None
-            held: list[int] = []
-            try:
-                self._take(listener, call, tool, held, started)
-            except ToolError as error:
-                self._explain(call, tool, error.log)
-                self._tell(tool, f"a load failed with {errno_name(error.code)}", error.log)
-                listener.fail(call, error.code)
-            except _Refusal as error:
-                self.refused += 1
-                self._explain(call, tool, f"bpfseal: {error.message}\n")
-                if error.code == errno.EPERM:
-                    self._say(tool.name(), f"refused program {error.program or '?'}: {error.message}")
-                else:
-                    self._tell(tool, f"refused program {error.program or '?'}", error.message)
-                listener.fail(call, error.code)
-            finally:
-                for fd in held:
-                    os.close(fd)
+    def _start(self) -> Carrier:
+        if self._carrier is None:
+            from bpfseal.runtime.bridge.carrier import Carrier
+            from bpfseal.runtime.sealing import Signing
 
-    def _take(self, listener: Listener, call: Call, tool: Tool, held: list[int], started: float) -> None:
-        """One program: copy, translate, seal, load, hand over. Raises ToolError, _Refusal."""
-        load: ProgLoad | None = None
-        try:
-            load, log = read(tool, call.attr, call.size)
-            bundle = self._translator.bundle(tool, load, held, _origin(tool))
-            if not listener.alive(call):
-                return
-            with _log_buffer(log) as buffer:
-                result = self._load(bundle, log, buffer)
-                if buffer is not None:
-                    _copy_log(tool, call, log, buffer, result.errno)
-        except Unsupported as error:
-            raise _Refusal(error.message, load.name if load else "", errno.EPERM) from None
-        except SealRefused as error:
-            reason = "; ".join(error.reasons[:8]) or error.message
-            raise _Refusal(reason, load.name if load else "", _AS_VERIFIER.get(error.rule, errno.EPERM)) from None
-        except BpfsealError as error:
-            hint = f" ({error.hint})" if error.hint else ""
-            raise _Refusal(error.message + hint, load.name if load else "", errno.EPERM) from None
-        name = f"{load.name or 'unnamed'}, type {load.type}, {len(load.insns) // 8} instructions"
-        took = f"{(time.monotonic() - started) * 1000:.1f} ms"
-        if result.stage == Stage.DONE:
-            held += result.map_fds + result.prog_fds
-            self.loaded += 1
-            listener.give(call, result.prog_fds[0])
-            self._tell(tool, f"loaded program {name}, {len(bundle.maps)} maps", took)
-            return
-        if result.stage == Stage.MAP and result.errno == errno.EPERM:
-            raise _Refusal("taking its maps by their ids needs CAP_SYS_ADMIN", load.name, errno.EPERM)
-        if result.stage in (Stage.CHECK, Stage.MAP, Stage.BTF):
-            reason = f"the loader failed ({result.stage.name.lower()}) with {errno_name(result.errno)}"
-            raise _Refusal(reason, load.name, errno.EPERM if result.stage == Stage.CHECK else result.errno)
-        self._tell(tool, f"the kernel refused program {name}: {errno_name(result.errno)}", took)
-        listener.fail(call, result.errno)
-
-    def _load(self, bundle: Bundle, log: Log, buffer: ctypes.Array[ctypes.c_char] | None) -> LoadResult:
-        """Sealed anew when the verifier met a signal of ours (EAGAIN): a metadata map is good for one run, a seal for
-        as many as its deadline allows."""
-        data = encode(bundle)
-        sealed = self.sealer.seal(data, quiet=self._noted)
-        self._noted = True
-        for _ in range(10):
-            result = attempt(bundle, sealed, log=buffer, log_level=log.level)
-            if result.errno != errno.EAGAIN:
-                break
-        return result
-
-    def _explain(self, call: Call, tool: Tool, text: str) -> None:
-        """Something to read in the tool's log buffer, as it would find the verifier's words."""
-        if not text:
-            return
-        with contextlib.suppress(ToolError):
-            log = log_of(read_attr(tool, call.attr, call.size))
-            if log.buffer:
-                data = text.encode()[: log.size - 1] + b"\0"
-                tool.write(log.buffer, data)
-
-    def _tell(self, tool: Tool, what: str, detail: str) -> None:
-        if self.verbose:
-            sys.stderr.write(f"bpfseal: {tool.name()}: {what}{': ' if detail else ''}{detail.strip()}\n")
-
-    def _say(self, who: str, what: str) -> None:
-        """Once: tools try the same thing again and again."""
-        if what not in self._said and len(self._said) < _MAX_SAID:
-            self._said.add(what)
-            sys.stderr.write(f"bpfseal: {who}: {what}\n")
-
-
-class _Refusal(Exception):
-    """Not loaded, for a reason of ours."""
-
-    def __init__(self, message: str, program: str, code: int) -> None:
-        super().__init__(message)
-        self.message = message
-        self.program = program
-        self.code = code
-
-
-def _origin(tool: Tool) -> str:
-    """Stands where the source text of a script would, in the audit log."""
-    return f"// program of {tool.name()}, started as: {tool.command_line()}"
-
-
-@contextlib.contextmanager
-def _log_buffer(log: Log) -> Iterator[ctypes.Array[ctypes.c_char] | None]:
-    """As large as the tool's; costs only what the verifier writes."""
-    if not log.buffer:
-        yield None
-        return
-    memory = mmap.mmap(-1, log.size)
-    view = (ctypes.c_char * log.size).from_buffer(memory)
-    try:
-        yield view
-    finally:
-        del view
-        with contextlib.suppress(BufferError):  # a traceback still holds the view; the collector ends both
-            memory.close()
-
-
-def _copy_log(tool: Tool, call: Call, log: Log, buffer: ctypes.Array[ctypes.c_char], code: int) -> None:
-    """The verifier's words, and their number where the tool's attributes have a place for it."""
-    text = ctypes.string_at(ctypes.addressof(buffer)) + b"\0"
-    tool.write(log.buffer, text[: log.size])
-    if call.size >= LOG_TRUE_SIZE + 4 and code != errno.ENOSPC:
-        tool.write(call.attr + LOG_TRUE_SIZE, struct.pack("<I", len(text)))
+            signing = Signing(mode=self._signing, policy=self._policy, unsafe=self._unsafe)
+            self._carrier = Carrier(signing, verbose=self._verbose)
+        return self._carrier
 
 
 def _signalfd(numbers: Sequence[int]) -> int:
