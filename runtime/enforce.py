@@ -76,7 +76,11 @@ def main(argv: list[str]) -> int:
 def _on(options: argparse.Namespace) -> int:
     from bpfseal.runtime import enforce_program as program
     from bpfseal.runtime.enforce_state import State
+    from bpfseal.signer.peer import in_initial_pid_namespace
 
+    if not in_initial_pid_namespace():
+        # The programs know processes by their pid there, and would not notice the end of the helper.
+        raise BpfsealError("enforcement can only be turned on from the machine itself, not from inside a container")
     mode = program.AUDIT if options.audit else program.ENFORCE
     until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + options.seconds * 10**9 if options.seconds else 0
     with _helper(options.socket, start=options.start_helper) as client:
@@ -90,9 +94,9 @@ def _on(options: argparse.Namespace) -> int:
             state, fresh = _set_up(client), True
         with state:
             for serial, tgid in state.rings().items():
-                if tgid == helper.pid and serial != helper.keyring:
+                if tgid == client.helper_pid and serial != helper.keyring:
                     state.disallow(serial)
-            state.allow(helper.keyring, helper.pid)
+            state.allow(helper.keyring, client.helper_pid)
             before = state.config()
             state.configure(mode, until)
             try:
@@ -103,9 +107,10 @@ def _on(options: argparse.Namespace) -> int:
                 else:
                     state.configure(before.mode, before.until_ns)
                 raise
+        pid = client.helper_pid
     how = "on" if mode == program.ENFORCE else "on, logging only"
     left = f" for {options.seconds} s" if options.seconds else ""
-    print(f"enforcement is {how}{left}: keyring {helper.keyring} of helper {helper.pid}")
+    print(f"enforcement is {how}{left}: keyring {helper.keyring} of helper {pid}")
     return 0
 
 

@@ -63,6 +63,11 @@ class SignerClient:
         self._used = time.monotonic()
         self._owner = os.getpid()
 
+    @property
+    def helper_pid(self) -> int:
+        """Pid of the helper in this process's namespace, from the socket; what the helper calls itself may differ."""
+        return self._helper
+
     # What it can be asked ----------------------------------------------------------------------------------------
 
     def hello(self) -> protocol.Welcome:
