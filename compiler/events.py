@@ -127,16 +127,42 @@ def header(g: Gen, target: Value, number: int) -> None:
 
 def control(g: Gen, number: int, values: Sequence[tuple[int, Value]] = (), size: int = EVENT_HEADER) -> None:
     """An event that must not be lost: to the event ring, and if that is full to the small one beside it."""
+    if not values and g.probe_number.text.isdigit():
+        if "send_control" not in g.unit.declared:
+            _write_sender(g)
+        g.fn.do(f"call void @send_control(i64 {number | int(g.probe_number.text) << 32})")
+        return
     target = g.buffer(size)
     header(g, target, number)
     for at, value in values:
         g.fn.store(value, g.fn.add(target, at), 8)
+    _output(g, target, size)
+
+
+def _output(g: Gen, record: Value, size: int) -> None:
     ring, spare = g.unit.ring_index(), g.unit.control_index()
-    failed = g.helper_on_map("ringbuf_output", ring, "output", target, const(size), const(0))
+    failed = g.helper_on_map("ringbuf_output", ring, "output", record, const(size), const(0))
     with g.unless(g.fn.compare("eq", failed, const(0)), "full"):
-        failed = g.helper_on_map("ringbuf_output", spare, "output", target, const(size), const(0))
+        failed = g.helper_on_map("ringbuf_output", spare, "output", record, const(size), const(0))
         with g.unless(g.fn.compare("eq", failed, const(0)), "lost"):
             count_failure(g, _LOST)
+
+
+def _write_sender(g: Gen) -> None:
+    """A subprogram that sends an event which is nothing but its header."""
+    fn = _subprogram(g, "send_control", Value(I64, "%header"))
+    inner = Gen(g.unit, fn)
+    record = inner.buffer(EVENT_HEADER)
+    fn.store(Value(I64, "%header"), record, 8)
+    _output(inner, record, EVENT_HEADER)
+    fn.ret()
+    g.unit.add_function(fn, inner.declared)
+
+
+def _subprogram(g: Gen, name: str, parameter: Value) -> Function:
+    """One for what is called from many places and seldom."""
+    g.unit.declared[name] = Declared()  # known from here on, should writing it need it
+    return Function(name, "void", (parameter,), "internal ", f'cold noinline section ".f.{name}" ')
 
 
 def count_failure(g: Gen, slot: int) -> None:
@@ -150,10 +176,7 @@ def count_failure(g: Gen, slot: int) -> None:
 def _write_counter(g: Gen) -> None:
     """A subprogram of its own: it is called from many places and hardly ever run."""
     unit = g.unit
-    fn = Function(
-        "count_failure", "void", (Value(I32, "%slot"),), "internal ", 'cold noinline section ".f.count_failure" '
-    )
-    unit.declared["count_failure"] = Declared()  # known from here on, should writing it need a counter
+    fn = _subprogram(g, "count_failure", Value(I32, "%slot"))
     inner = Gen(unit, fn)
     key = inner.buffer(4, 4)
     fn.store(Value(I32, "%slot"), key, 4)
