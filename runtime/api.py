@@ -231,7 +231,7 @@ class _Queue:
     def clean(self, text: str) -> str:
         return text
 
-    def native(self) -> tuple[int, bool] | None:
+    def native(self) -> int | None:
         return None
 
     def text(self, value: Any, shape: Shape) -> str:

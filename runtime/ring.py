@@ -22,22 +22,26 @@ _U64 = struct.Struct("Q")
 
 
 class RingReader:
-    """Reads one ring. `fd` stays the caller's; `size` is the map's max_entries (bytes, a power of two)."""
+    """Reads one ring. `fd` stays the caller's; `size` is the map's max_entries (bytes, a power of two).
+
+    `position` is where reading goes on, in bytes since the ring was made; `consumer` is the page that holds what the
+    kernel knows of it. Both are there for other readers of the same ring (see `runtime.native`).
+    """
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
         page = mmap.PAGESIZE
-        self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
+        self.consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
         self._producer = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._view = memoryview(self._producer)
         self._data = self._view[page:]
-        self._position: int = _U64.unpack_from(self._consumer, 0)[0]
+        self.position: int = _U64.unpack_from(self.consumer, 0)[0]
 
     def pending(self) -> int:
         """Bytes that the kernel has produced and nobody consumed, headers included."""
         produced: int = _U64.unpack_from(self._producer, 0)[0]
-        return produced - self._position
+        return produced - self.position
 
     def read(self, limit: int = 4096) -> Iterator[memoryview]:
         """Up to `limit` records, each a view that is valid until the next record is asked for.
@@ -45,7 +49,7 @@ class RingReader:
         Space is given back to the kernel in steps of a quarter of the ring and when the iteration ends, so that a
         long batch does not starve producers. Stops at a record that a CPU is still writing.
         """
-        position = self._position
+        position = self.position
         released = position
         step = self.size >> 2
         mask = self.size - 1
@@ -65,23 +69,23 @@ class RingReader:
                     yield data[start : start + size]
                     count += 1
                 position += (size + 15) & ~7
-                self._position = position
+                self.position = position
                 if position - released >= step:
-                    _U64.pack_into(self._consumer, 0, position)
+                    _U64.pack_into(self.consumer, 0, position)
                     released = position
                 if count >= limit:
                     break
                 if position >= produced:
                     produced = _U64.unpack_from(self._producer, 0)[0]
         finally:
-            self._position = position
+            self.position = position
             if position != released:
-                _U64.pack_into(self._consumer, 0, position)
+                _U64.pack_into(self.consumer, 0, position)
 
     def close(self) -> None:
         self._data.release()
         self._view.release()
-        self._consumer.close()
+        self.consumer.close()
         self._producer.close()
 
     def __enter__(self) -> RingReader:

@@ -29,9 +29,13 @@ from bpfseal.signer.bundle import Attach, Bundle, SealedBundle
 
 if TYPE_CHECKING:
     from bpfseal.runtime.attach import Link
+    from bpfseal.runtime.native import NativeConsumer
 
 # How often a busy session looks whether events were lost.
 _LOOK_SECONDS = 0.5
+# Events in one batch from which on compiling a consumer (0.1 s) is worth it, and buffers that it fills in one go.
+_BUSY_BATCH = 2000
+_NATIVE_ROUNDS = 16
 _EVENT = struct.Struct("I")
 
 
@@ -56,8 +60,8 @@ class Sink(Protocol):
     def attached(self, probes: int) -> None:
         """Everything is attached: `probes` points; what begin probes had to say comes after it."""
 
-    def native(self) -> tuple[int, bool] | None:
-        """See `runtime.sink.Output.native`."""
+    def native(self) -> int | None:
+        """The descriptor that lines of printf may be written to past the sink; see `runtime.sink.Output.native`."""
 
     def idle(self) -> None:
         """Called when the rings are empty: time to flush."""
@@ -102,6 +106,8 @@ class Session:
         self._target_fd = -1
         self.pid = pid
         self.child: Child | None = None
+        self._native: NativeConsumer | None = None
+        self._tried_native = False
         self._handlers: list[Callable[[memoryview], None]] = []
         self._loaded: Loaded | None = None
         try:
@@ -135,6 +141,7 @@ class Session:
             self._watch(_pidfd(self.pid))
         if not self._links and not self._signals and self.child is None:
             self._stopping = True  # nothing is left that could happen: begin and end were all there is
+        self._idle()
 
     def run(self, timeout: float | None = None) -> None:
         """Handle events until the trace is stopped, then detach, run END and drain; or until `timeout` seconds."""
@@ -197,6 +204,8 @@ class Session:
             return
         self._closed = True
         self._detach()
+        if self._native is not None:
+            self._native.close()
         for ring in self._rings:
             ring.close()
         if self._loaded is not None:
@@ -346,16 +355,53 @@ class Session:
     # --- events --------------------------------------------------------------------------------------------------
 
     def _drain(self) -> bool:
-        """Handle what is in the rings now; whether there was anything."""
+        """Handle what is in the rings now, up to a batch of each; whether there was anything."""
         handlers = self._handlers
         number = _EVENT.unpack_from
-        seen = False
+        total = 0
         for ring in self._rings:
+            if self._native is not None and ring is self._rings[0] and not self._exited:
+                total += self._drain_natively(ring, self._native)
+                continue
+            seen = 0
             for record in ring.read():
-                seen = True
+                seen += 1
                 if not self._exited:
                     handlers[number(record)[0]](record)
-        return seen
+            if seen >= _BUSY_BATCH and ring is self._rings[0]:
+                self._go_native(ring)
+            total += seen
+        return total > 0
+
+    def _go_native(self, ring: RingReader) -> None:
+        """More than Python should handle: have the lines written by machine code, where there is some for them."""
+        if self._tried_native or self.sink is None or (descriptor := self.sink.native()) is None:
+            return
+        self._tried_native = True
+        try:
+            from bpfseal.runtime.native import NativeConsumer
+
+            self._native = NativeConsumer(ring, self.reader.events, descriptor)
+        except (ImportError, OSError, RuntimeError):
+            return  # slower, not wrong
+
+    def _drain_natively(self, ring: RingReader, native: NativeConsumer) -> int:
+        """As `_drain` for one ring; records that machine code does not know are handled here, in their turn."""
+        self._idle()  # what was said before comes first
+        total = 0
+        for _ in range(_NATIVE_ROUNDS):
+            reason, count = native.run()
+            total += count
+            if reason == 1:
+                for record in ring.read(1):
+                    total += 1
+                    self._handlers[_EVENT.unpack_from(record)[0]](record)
+                self._idle()
+                if self._exited:
+                    break
+            elif reason == 0:
+                break
+        return total
 
     def _drain_all(self) -> None:
         while self._drain():

@@ -55,8 +55,8 @@ class Output(Protocol):
     def clean(self, text: str) -> str:
         """Text of the traced world as it may be shown: on a terminal its control characters are escaped."""
 
-    def native(self) -> tuple[int, bool] | None:
-        """(descriptor, bytes of the traced world pass as they are) when lines may be written to the descriptor past
+    def native(self) -> int | None:
+        """The descriptor when lines of printf, with the traced world's bytes as they are, may be written to it past
         this object after `flush()`; None when they may not."""
 
     def flush(self) -> None: ...
@@ -87,7 +87,7 @@ class OutputSink:
     def attached(self, probes: int) -> None:
         self.output.attached(probes)
 
-    def native(self) -> tuple[int, bool] | None:
+    def native(self) -> int | None:
         return self.output.native()
 
     def idle(self) -> None:

@@ -73,7 +73,7 @@ class JsonOutput:
         """As it is: a JSON string has its own escapes."""
         return text
 
-    def native(self) -> tuple[int, bool] | None:
+    def native(self) -> int | None:
         return None
 
     def diagnostic(self, kind: str, text: str, where: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from bpfseal.compiler.layout import EventField, Shape
 from bpfseal.runtime.values import Buffer, Decoder, decoder
 
-_CONVERSION = re.compile(
+CONVERSION = re.compile(
     r"%(?P<flags>[-+ #0]*)(?P<width>\d+)?(?:\.(?P<precision>\d+))?(?P<length>hh|h|ll|l|j|z|t)?"
     r"(?P<kind>rh|rx|[a-zA-Z%])"
 )
@@ -38,7 +38,7 @@ def compile_format(
     template: list[str] = []
     converts: list[Callable[[Any], Any] | None] = []
     at = number = 0
-    for match in _CONVERSION.finditer(source):
+    for match in CONVERSION.finditer(source):
         template.append(source[at : match.start()].replace("%", "%%"))
         at = match.end()
         if match["kind"] == "%":

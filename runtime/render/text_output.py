@@ -68,8 +68,8 @@ class TextOutput:
     def clean(self, text: str) -> str:
         return visible(text) if self._escape else text
 
-    def native(self) -> tuple[int, bool] | None:
-        return self._file.fileno(), not self._escape
+    def native(self) -> int | None:
+        return None if self._escape else self._file.fileno()
 
     def diagnostic(self, kind: str, text: str, where: str) -> None:
         if kind == "warnf" and not self._warnings:

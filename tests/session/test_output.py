@@ -1,0 +1,213 @@
+"""What a trace writes, on this kernel: as text, as JSON, into files, to terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import command, trace
+
+pytestmark = pytest.mark.host
+
+# program → what it writes, as bpftrace 0.27 does for the same program
+TEXT = {
+    'BEGIN { printf("%d %s %x\\n", 7, "seven", 255); exit(); }': "7 seven ff\n\n\n",
+    "BEGIN { @a = 1; exit(); }": "\n\n@a: 1\n",
+    'BEGIN { @b[1, "x"] = count(); exit(); }': "\n\n@b[1, x]: 1\n",
+    "BEGIN { @s = stats(4); exit(); }": "\n\n@s: { .count = 1, .average = 4, .total = 4 }\n",
+    'BEGIN { @t[1] = (1, "x", true); exit(); }': "\n\n@t[1]: (1, x, true)\n",
+    "BEGIN { @h = hist(5); exit(); }": f"\n\n@h:\n[4, 8)                 1 |{'@' * 52}|\n\n",
+    "BEGIN { print((1, 2)); exit(); }": "(1, 2)\n\n\n",
+    "BEGIN { @o[1] = sum(-5); @o[2] = sum(7); print(@o, 1); clear(@o); exit(); }": "@o[2]: 7\n\n\n",
+    "BEGIN { @o[1] = 40; @o[2] = 80; print(@o, 0, 10); exit(); }": "@o[1]: 4\n@o[2]: 8\n\n\n@o[1]: 40\n@o[2]: 80\n",
+    "BEGIN { @z[1] = 4; zero(@z); exit(); }": "\n\n@z[1]: 0\n",
+    'BEGIN { exit(); } END { printf("end\\n"); }': "end\n\n\n",
+    'BEGIN { printf("a\\n"); exit(); printf("b\\n"); }': "a\n\n\n",
+    "BEGIN { @x = -1; @y = (uint64)-1; exit(); }": "\n\n@x: -1\n@y: 18446744073709551615\n",
+    "BEGIN { @e = lhist(-5, 0, 10, 3); @e = lhist(9, 0, 10, 3); exit(); }": (
+        f"\n\n@e:\n(..., 0)               1 |{'@' * 52}|\n"
+        + "".join(f"{label:<16}{0:>8} |{' ' * 52}|\n" for label in ("[0, 3)", "[3, 6)", "[6, 9)"))
+        + f"[9, ...)               1 |{'@' * 52}|\n\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("program", TEXT)
+def test_text(program: str) -> None:
+    done = trace(program)
+    assert (done.status, done.out) == (0, TEXT[program])
+
+
+def test_json_lines() -> None:
+    done = trace(
+        'BEGIN { @a = 1; @h = hist(5); @m[1, "x"] = 2; printf("q\\"\\n"); print((1, "a")); exit(); }', "-f", "json"
+    )
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert lines == [
+        {"type": "attached_probes", "count": 1, "data": {"probes": 1}},
+        {"type": "printf", "data": 'q"\n'},
+        {"type": "value", "data": [1, "a"]},
+        {"type": "map", "data": {"@a": 1}},
+        {"type": "hist", "data": {"@h": [{"min": 4, "max": 7, "count": 1}]}},
+        {"type": "map", "data": {"@m": {"1,x": 2}}},
+    ]
+
+
+def test_output_file(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    done = trace('BEGIN { printf("x\\n"); @ = 3; exit(); }', "-o", str(target))
+    assert (done.status, done.out) == (0, "")
+    assert target.read_text() == "x\n\n\n@: 3\n"
+
+
+def test_output_file_that_cannot_be_made() -> None:
+    done = trace("BEGIN { exit(); }", "-o", "/nowhere/out")
+    assert done.status == 1
+    assert "No such file or directory" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_full_disk_is_reported() -> None:
+    done = trace('BEGIN { printf("x\\n"); exit(); }', "-o", "/dev/full")
+    assert done.status == 1
+    assert done.err.splitlines()[-1] == "ERROR: cannot write to /dev/full: No space left on device"
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors(closed: str) -> None:
+    """Nothing that the trace opens may end up as its stdout."""
+    line = " ".join(f"'{part}'" for part in command("-q", "-e", 'BEGIN { printf("x"); exit(); }'))
+    assert subprocess.run(["sh", "-c", f"{line} {closed}"], timeout=60, check=False).returncode == 0
+
+
+def test_broken_pipe_is_quiet() -> None:
+    """As a program that lets SIGPIPE end it; no message, at once."""
+    program = 'interval:ms:10 { printf("x\\n"); }'
+    with subprocess.Popen(command("-q", "-e", program), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"x\n"
+        process.stdout.close()
+        assert process.wait(30) == -13
+        assert process.stderr.read() == b""
+
+
+def test_strings_of_all_bytes_reach_a_pipe_unchanged(tmp_path: Path) -> None:
+    """Not UTF-8, control characters: a file name is bytes, and so is the output."""
+    name = bytes(sorted(set(range(1, 256)) - {ord("/")}))
+    read = tmp_path / "read"
+    with open(read, "wb") as out:
+        process = subprocess.Popen(
+            command(
+                "-q", "-e",
+                "BEGIN { printf(\"ready\\n\"); } tracepoint:syscalls:sys_enter_openat /pid == $1/ "
+                "{ $s = str(args.filename); "
+                'if (strncmp($s, "\\x01\\x02\\x03", 3) == 0) { printf("%s", $s); exit(); } }',
+                str(os.getpid()),
+            ),
+            stdout=out,
+        )  # fmt: skip
+        deadline = time.monotonic() + 30
+        while read.read_bytes() != b"ready\n" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises(OSError, match=r"No such file|too long"):
+            os.open(name, os.O_RDONLY)
+        assert process.wait(30) == 0
+    assert read.read_bytes() == b"ready\n" + name + b"\n\n"
+
+
+def on_terminal(*arguments: str) -> bytes:
+    """What a trace writes when a terminal is its stdout."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(command("-q", *arguments), stdout=slave, stderr=subprocess.DEVNULL)
+    os.close(slave)
+    data = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # EIO: the last one with the terminal open is gone
+            break
+        if not part:
+            break
+        data += part
+    os.close(master)
+    process.wait(30)
+    return data.replace(b"\r\n", b"\n")
+
+
+ESCAPE = 'BEGIN { $s = "a\\x1b[31m\\x07"; printf("\\x1b[1m%s\\n", $s); @["\\x9b1"] = 1; exit(); }'
+
+
+def test_traced_data_does_not_control_a_terminal() -> None:
+    """The script's own format may; what comes from outside may not."""
+    assert on_terminal("-e", ESCAPE) == b"\x1b[1ma\\x1b[31m\\x07\n\n\n@[\\x9b1]: 1\n"
+
+
+def test_raw_lets_everything_through() -> None:
+    assert on_terminal("--raw", "-e", ESCAPE) == b"\x1b[1ma\x1b[31m\x07\n\n\n@[\x9b1]: 1\n"
+
+
+def test_json_on_a_terminal_has_no_control_bytes() -> None:
+    data = on_terminal("-f", "json", "-e", 'BEGIN { $s = "\\x1b\\x7f\\x9b"; printf("%s", $s); exit(); }')
+    assert not set(data) - set(range(32, 127)) - {10}
+    assert json.loads(data.splitlines()[-1])["data"][:2] == "\x1b\x7f"
+
+
+def test_time_join_strftime_cat(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("content\n")
+    done = trace(f'BEGIN {{ time("%Y\\n"); cat("{tmp_path}/f"); printf("%s\\n", strftime("%Y", nsecs)); exit(); }}')
+    year = time.strftime("%Y")
+    assert done.out == f"{year}\ncontent\n{year}\n\n\n"
+
+
+def test_cat_of_nothing() -> None:
+    done = trace('BEGIN { cat("/nowhere"); exit(); }')
+    assert "failed to open file '/nowhere' (No such file or directory)" in done.err
+
+
+def test_join_of_a_process_argv() -> None:
+    done = trace(
+        "tracepoint:syscalls:sys_enter_execve /pid == cpid/ { join(args.argv); }", "-c", "/bin/sh -c '/bin/echo a b'"
+    )
+    assert "/bin/echo a b\n" in done.out or "/bin/sh -c /bin/echo a b\n" in done.out
+
+
+def test_system_needs_unsafe() -> None:
+    program = 'BEGIN { system("echo %s", "hi"); exit(); }'
+    refused = trace(program)
+    assert refused.status == 1
+    assert "--unsafe" in refused.err
+    assert trace(program, "--unsafe").out == "hi\n\n\n"
+
+
+def test_kernel_stack() -> None:
+    done = trace("BEGIN { @[kstack(3)] = count(); exit(); }")
+    lines = done.out.strip().splitlines()
+    assert lines[0] == "@["
+    assert lines[-1] == "]: 1"
+    assert 2 <= len(lines) - 2 + 1 <= 4
+    assert all(line.startswith("        ") for line in lines[1:-1])
+
+
+def test_errors_at_run_time_are_told_with_their_place() -> None:
+    program = 'BEGIN { @z = (uint64)0; @x = 4 / @z; errorf("bad %d", 3); warnf("so"); exit(); }'
+    done = trace(program)
+    assert "WARNING: Divide or modulo by 0 detected." in done.err
+    lines = done.err.splitlines()
+    underlined = lines[lines.index(program) + 1]
+    assert program[underlined.index("~") : underlined.rindex("~") + 1] == "4 / @z"
+    at = program.index("errorf") + 1
+    assert f"stdin:1:{at}-{at + 19}: ERROR: bad 3" in lines
+    assert any(line.endswith("WARNING: so") for line in lines)
+
+
+def test_begin_output_comes_after_attaching() -> None:
+    done = trace('BEGIN { printf("x\\n"); exit(); } END { printf("y\\n"); }', "-f", "json")
+    assert [json.loads(line)["type"] for line in done.out.splitlines()] == ["attached_probes", "printf", "printf"]
+    assert json.loads(done.out.splitlines()[0])["count"] == 2
