@@ -108,6 +108,9 @@ def _conversion(
             return f"%{flags}{width}{dot}d", _signed(shape)
         case "u":
             return f"%{flags}{width}{dot}d", (lambda v: int(v) & mask) if shape.signed else _integer(shape)
+        case "x" | "X" if "#" in flags and "0" not in flags:
+            # C writes no prefix for zero.
+            return f"%{flags.replace('#', '')}{width}s", lambda v: format(int(v) & mask, f"#{kind}") if int(v) else "0"
         case "x" | "X" | "o":
             return f"%{flags}{width}{dot}{kind}", lambda v: int(v) & mask
         case "p":
@@ -117,7 +120,20 @@ def _conversion(
         case "r" | "rx" | "rh":
             style = {"r": "escape", "rx": "x", "rh": "h"}[kind]
             return f"%{flags}{width}s", lambda v: buffer_text(v, style)
-    return f"%{flags.replace('0', '')}{width}{dot}s", _text(shape, text, clean)
+    convert = _text(shape, text, clean)
+    if not width and precision is None:
+        return "%s", convert
+    size = int(width or 0), "-" in flags, int(precision) if precision is not None else None
+    return "%s", lambda v: _padded(convert(v), *size)
+
+
+def _padded(text: str, width: int, left: bool, precision: int | None) -> str:
+    """`width` and `precision` count bytes, as in C."""
+    if text.isascii():
+        text = text[:precision]
+        return text.ljust(width) if left else text.rjust(width)
+    raw = text.encode("utf-8", "surrogateescape")[:precision]
+    return (raw.ljust(width) if left else raw.rjust(width)).decode("utf-8", "surrogateescape")
 
 
 def _signed(shape: Shape) -> Callable[[Any], Any] | None:
@@ -131,7 +147,7 @@ def _integer(shape: Shape) -> Callable[[Any], Any] | None:
     return None if shape.kind == "int" else int
 
 
-def _text(shape: Shape, text: Text, clean: Callable[[str], str]) -> Callable[[Any], Any] | None:
+def _text(shape: Shape, text: Text, clean: Callable[[str], str]) -> Callable[[Any], Any]:
     return clean if shape.kind == "str" else (lambda v: text(v, shape))
 
 
