@@ -309,10 +309,9 @@ def _rawtracepoint(parts: Parts, pid: bool, unsafe: bool) -> Parts:
 def _kprobe(parts: Parts, pid: bool, unsafe: bool) -> Parts:
     _need(parts, 1, 2, "kprobe:[MODULE:]FUNCTION[+OFFSET]")
     if _is_number(parts[-1]):
-        _number(parts[-1], "the address")
         if not unsafe:
             raise PointError("a kprobe at an address needs --unsafe", hint="name the function: kprobe:FUNCTION+OFFSET")
-        return parts
+        return (*parts[:-1], str(_number(parts[-1], "the address")))
     return (*parts[:-1], _offset(parts[-1], "kprobe"))
 
 

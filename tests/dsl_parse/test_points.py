@@ -140,7 +140,7 @@ def test_with_a_traced_process_paths_may_be_missing() -> None:
 
 
 def test_addresses_with_unsafe() -> None:
-    assert specs("kprobe:0xffff", unsafe=True)[0].parts == ("0xffff",)
+    assert specs("kprobe:0xffff", unsafe=True)[0].parts == ("65535",)
 
 
 def test_wildcard_providers() -> None:
