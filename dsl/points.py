@@ -349,6 +349,8 @@ def _uprobe(kind: str) -> Callable[[Parts, bool, bool], Parts]:
         if len(parts) == 3 and parts[1] not in LANGUAGES:
             raise PointError(f"{kind}: unknown language '{parts[1]}'", hint=f"write {form}")
         function = parts[-1]
+        if function.endswith("/") and function.count("/") > 1:
+            raise PointError(f"'{function}' is no function", hint="a blank goes before a predicate: … /condition/")
         if _is_number(function):
             if "*" in parts[0]:
                 raise PointError(f"{kind}: an address needs one binary, not a wildcard")

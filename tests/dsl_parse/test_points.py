@@ -103,6 +103,7 @@ WRONG = {
     "uprobe:/x@f.c": "uprobe needs BINARY@FILE:LINE",
     "uprobe:/x@f.c:y": "the line must be a number",
     "uretprobe:/x@f.c:1": "only a uprobe",
+    "uprobe:/x:f/pid==1/": "'f/pid==1/' is no function",
     "uretprobe:/x:f+4": "takes no offset",
     "usdt:name": "usdt needs BINARY",
     "usdt::ns:name": "needs a binary where no process is traced",
