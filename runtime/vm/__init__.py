@@ -8,8 +8,8 @@ with vm.boot("6.18") as machine:
 
 from __future__ import annotations
 
-from .boot import boot, enforce, run
-from .machine import Machine
-from .result import VmError, VmResult, VmTimeout, VmUnavailable
+from bpfseal.runtime.vm.boot import boot, enforce, run
+from bpfseal.runtime.vm.machine import Machine
+from bpfseal.runtime.vm.result import VmError, VmResult, VmTimeout, VmUnavailable
 
 __all__ = ["Machine", "VmError", "VmResult", "VmTimeout", "VmUnavailable", "boot", "enforce", "run"]

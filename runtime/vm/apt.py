@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from .result import VmUnavailable
+from bpfseal.runtime.vm.result import VmUnavailable
 
 __all__ = ["Apt"]
 

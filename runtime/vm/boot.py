@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import qemu
-from .kernels import obtain
-from .machine import Machine, Plan
-from .result import VmError, VmResult
+from bpfseal.runtime.vm import qemu
+from bpfseal.runtime.vm.kernels import obtain
+from bpfseal.runtime.vm.machine import Machine, Plan
+from bpfseal.runtime.vm.result import VmError, VmResult
 
 __all__ = ["BOOT_TIMEOUT", "boot", "enforce", "parse_size", "run"]
 

@@ -15,9 +15,8 @@ from types import FrameType
 from typing import NoReturn
 
 from bpfseal.errors import UsageError
-
-from .boot import boot, enforce
-from .machine import Machine
+from bpfseal.runtime.vm.boot import boot, enforce
+from bpfseal.runtime.vm.machine import Machine
 
 __all__ = ["main"]
 

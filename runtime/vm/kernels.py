@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from .apt import Apt
-from .result import VmError, VmUnavailable
+from bpfseal.runtime.vm.apt import Apt
+from bpfseal.runtime.vm.result import VmError, VmUnavailable
 
 __all__ = ["PINNED", "Kernel", "cache_directory", "obtain"]
 

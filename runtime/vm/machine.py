@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from . import qemu
-from .guest.frames import Frame, FrameError, Parser, pack, pack_json
-from .keeper import EXPORT, STATUS_LIMIT
-from .kernels import Kernel, cache_directory
-from .result import VmError, VmResult, VmTimeout, VmUnavailable
-from .streams import Feeder, Output, Sink
+from bpfseal.runtime.vm import qemu
+from bpfseal.runtime.vm.guest.frames import Frame, FrameError, Parser, pack, pack_json
+from bpfseal.runtime.vm.keeper import EXPORT, STATUS_LIMIT
+from bpfseal.runtime.vm.kernels import Kernel, cache_directory
+from bpfseal.runtime.vm.result import VmError, VmResult, VmTimeout, VmUnavailable
+from bpfseal.runtime.vm.streams import Feeder, Output, Sink
 
 __all__ = ["Machine", "Plan", "default_environment", "privileged"]
 

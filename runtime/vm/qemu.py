@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .result import VmUnavailable
+from bpfseal.runtime.vm.result import VmUnavailable
 
 __all__ = ["accelerator", "find_qemu", "find_virtiofsd", "kernel_command_line", "qemu_arguments", "virtiofsd_arguments"]
 

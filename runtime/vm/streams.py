@@ -8,7 +8,7 @@ import select
 import threading
 from collections.abc import Callable, Iterator
 
-from .guest.frames import Frame, pack
+from bpfseal.runtime.vm.guest.frames import Frame, pack
 
 __all__ = ["Feeder", "Output", "Sink"]
 
