@@ -12,10 +12,10 @@ import hashlib
 import os
 import re
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final
+
+from bpfseal.compiler.folders import cache_folder
 
 _VERSION: Final = b"bpfseal-cache-1"
 _MAX_ENTRIES: Final = 512
@@ -28,11 +28,9 @@ _UNKNOWABLE: Final = re.compile(r"\b(import|include|cgroupid)\b")
 _ENVIRONMENT: Final = ("BPFTRACE_", "BPFSEAL_")
 
 
-def directory() -> Path:
+def directory() -> str:
     """Where entries are: a folder of this user's."""
-    from bpfseal.compiler.kernel_index import cache_directory
-
-    return cache_directory() / "programs"
+    return os.path.join(cache_folder(), "programs")
 
 
 def key(
@@ -66,7 +64,8 @@ def _machine() -> list[bytes]:
     found = [os.uname().release.encode(), os.uname().version.encode()]
     for path in ("/proc/sys/kernel/random/boot_id", "/sys/devices/system/cpu/possible"):
         try:
-            found.append(Path(path).read_bytes())
+            with open(path, "rb") as file:
+                found.append(file.read())
         except OSError:
             found.append(b"")
     try:
@@ -81,7 +80,7 @@ def _code() -> bytes:
     """State of our own source: an entry does not outlive the compiler that made it."""
     newest = 0
     for package in ("compiler", "dsl", "dsl/check"):
-        folder = Path(__file__).parent.parent / package
+        folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), package)
         try:
             with os.scandir(folder) as entries:
                 newest = max(newest, *(e.stat().st_mtime_ns for e in entries if e.name.endswith((".py", ".lark"))))
@@ -94,7 +93,7 @@ def load(name: str) -> bytes | None:
     """Bytes of a bundle, None when there is no good entry. Never raises."""
     if not name:
         return None
-    path = directory() / name
+    path = os.path.join(directory(), name)
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_uid != os.geteuid():
@@ -141,18 +140,20 @@ def store(name: str, data: bytes) -> None:
         return
     folder = directory()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
         files = "\n".join(f"{path}\t{_state(path)}" for path in _files(data)).encode("utf-8", "surrogateescape")
         body = _COUNT.pack(len(files)) + files + data
         if len(body) > _MAX_BYTES // 8:
             return
+        import tempfile  # brings half the library along, and is needed only here
+
         descriptor, temporary = tempfile.mkstemp(prefix=".", dir=folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(_VERSION + hashlib.sha256(body).digest() + body)
-            os.rename(temporary, folder / name)
+            os.rename(temporary, os.path.join(folder, name))
         except OSError:
-            _remove(Path(temporary))
+            _remove(temporary)
             return
         _prune(folder)
     except OSError:
@@ -167,7 +168,7 @@ def _files(data: bytes) -> list[str]:
     return sorted({a.target for a in attaches if a.target.startswith("/") and "\n" not in a.target})
 
 
-def _prune(folder: Path) -> None:
+def _prune(folder: str) -> None:
     """Drop the oldest entries over the bounds, and what interrupted writers left."""
     found = []
     with os.scandir(folder) as entries:
@@ -179,11 +180,11 @@ def _prune(folder: Path) -> None:
     for number, (_, size, path) in enumerate(found):
         total += size
         if number >= _MAX_ENTRIES or total > _MAX_BYTES:
-            _remove(Path(path))
+            _remove(path)
 
 
-def _remove(path: Path) -> None:
+def _remove(path: str) -> None:
     try:
-        path.unlink()
+        os.unlink(path)
     except OSError:
         pass

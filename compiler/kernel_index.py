@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bpfseal.compiler.folders import cache_folder
 from bpfseal.signer import btf as raw
 
 _MAGIC: Final = b"bpfsBTF\2"
@@ -75,11 +76,8 @@ class Index:
 
 
 def cache_directory() -> Path:
-    """Where this user's caches are: /var/cache/bpfseal for root, else below XDG_CACHE_HOME or ~/.cache."""
-    if os.geteuid() == 0:
-        return Path("/var/cache/bpfseal")
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "bpfseal"
+    """See `folders.cache_folder`."""
+    return Path(cache_folder())
 
 
 def identity(data: bytes | mmap.mmap) -> bytes:

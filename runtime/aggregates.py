@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from bpfseal.compiler.layout import MapLayout, hist_bucket_low, lhist_bucket_low, lhist_buckets
 from bpfseal.runtime.render.histogram import Bucket
@@ -16,8 +17,7 @@ Cpus = list[bytes]  # one value per CPU, or just one
 Buckets = list[tuple[int, Cpus]]
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(msgspec.Struct, frozen=True):
     """One interval of a time series: `epoch` counts intervals of `interval_ns` since 1970."""
 
     epoch: int

@@ -259,3 +259,6 @@ def trace(
     `signing` require, auto or off; `config` wins over the script's config block."""
     request = Request(text=text, params=params, pid=pid, command=cmd, unsafe=unsafe, config=dict(config or {}))
     return Trace(request, Signing(signing, policy, 0, unsafe))
+
+
+__all__ = ["Event", "Session", "Trace", "trace"]

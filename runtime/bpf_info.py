@@ -10,7 +10,8 @@ import ctypes
 import errno
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from bpfseal.signer.bpf import OBJ_GET_INFO_BY_FD, bpf, bpf_buffer
 
@@ -53,8 +54,7 @@ def raw_info(fd: int, size: int, prefill: bytes = b"") -> bytes:
     return info.raw
 
 
-@dataclass(frozen=True)
-class ProgInfo:
+class ProgInfo(msgspec.Struct, frozen=True):
     """A program. `tag` is the hex digest of its instructions; `run_time_ns` and `run_count` count while
     statistics are on; `recursion_misses` counts runs that were skipped because the program ran on that CPU."""
 
@@ -81,8 +81,7 @@ def prog_info(fd: int) -> ProgInfo:
     return ProgInfo(id, kind, tag.hex(), name, uid, loaded, xlated, jited, maps, run_time, run_count, misses)
 
 
-@dataclass(frozen=True)
-class MapInfo:
+class MapInfo(msgspec.Struct, frozen=True):
     id: int
     type: int
     key_size: int
@@ -98,8 +97,7 @@ def map_info(fd: int) -> MapInfo:
     return MapInfo(id, kind, key_size, value_size, max_entries, flags, _string(raw[24:40]))
 
 
-@dataclass(frozen=True)
-class LinkInfo:
+class LinkInfo(msgspec.Struct, frozen=True):
     """A link. `missed`: runs that a kprobe_multi link or a kprobe/kretprobe perf event had to skip, 0 elsewhere."""
 
     id: int
@@ -123,8 +121,7 @@ def link_info(fd: int) -> LinkInfo:
     return LinkInfo(id, kind, prog, missed)
 
 
-@dataclass(frozen=True)
-class BtfInfo:
+class BtfInfo(msgspec.Struct, frozen=True):
     id: int
     size: int
     name: str

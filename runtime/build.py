@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from bpfseal.compiler.layout import Reader
 from bpfseal.compiler.layout import decode as decode_reader
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 MAX_SOURCE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What to build. `name` is for messages; `params` are the script's own, `script_params` those behind "--", which
     may be named; `debug` names stages to print."""
 
@@ -34,7 +33,7 @@ class Request:
     pid: int = 0
     command: str | None = None
     unsafe: bool = False
-    config: dict[str, str | int | bool] = field(default_factory=dict)
+    config: dict[str, str | int | bool] = msgspec.field(default_factory=dict)
     include_dirs: tuple[str, ...] = ()
     includes: tuple[str, ...] = ()
     mode: str = ""
@@ -44,8 +43,7 @@ class Request:
     emit_llvm: str | None = None
 
 
-@dataclass(frozen=True)
-class Built:
+class Built(msgspec.Struct, frozen=True):
     """`data` are the bundle's canonical bytes; `warnings` are ready to be written to stderr."""
 
     data: bytes
@@ -116,6 +114,8 @@ def build(request: Request) -> Built:
 
 def check(request: Request) -> TypedScript:
     """Parse, expand and check: the typed script. Needs no privileges. Raises DslError."""
+    from pathlib import Path
+
     from bpfseal.dsl.check import check as check_script
     from bpfseal.dsl.env import Environment, Target
     from bpfseal.dsl.expand import expand

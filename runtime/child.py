@@ -7,7 +7,6 @@ tracer that dies lets go of the pipe, upon which the child exits without running
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 
 from bpfseal.errors import BpfsealError
@@ -19,6 +18,8 @@ class Child:
 
     def __init__(self, command: str) -> None:
         """Fork. Raises BpfsealError when `command` is empty, unbalanced or names no executable."""
+        import shlex
+
         try:
             self.argv = shlex.split(command)
         except ValueError as error:

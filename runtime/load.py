@@ -14,8 +14,9 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
+
+import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime import bpf
@@ -51,8 +52,7 @@ class LoadRefused(BpfsealError):
         self.stage = stage
 
 
-@dataclass
-class Loaded:
+class Loaded(msgspec.Struct):
     """Descriptors in the order of `Bundle.maps` and `Bundle.programs`; `close()` gives them back."""
 
     map_fds: list[int]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
 
 from bpfseal.compiler.layout import MapLayout, Reader
 from bpfseal.errors import BpfsealError
@@ -15,8 +16,7 @@ from bpfseal.runtime.values import Fields, decoder
 _U32 = 4
 
 
-@dataclass(frozen=True)
-class MapContents:
+class MapContents(msgspec.Struct, frozen=True):
     """A map read at one moment. `items` are (key, value), key None for a scalar map; values by `kind`: numbers for
     count sum min max avg and plain maps, Fields for stats, lists of Bucket for hist and lhist, of Slot for tseries.
     """
@@ -117,7 +117,9 @@ def _divided(value: Any, div: int) -> Any:
     if isinstance(value, Fields):
         return Fields((name, v if name == "count" else divide(v, div)) for name, v in value.items())
     if isinstance(value, list):
-        return [replace(part, count=part.count // div) if hasattr(part, "count") else part for part in value]
+        return [
+            msgspec.structs.replace(part, count=part.count // div) if hasattr(part, "count") else part for part in value
+        ]
     return value
 
 

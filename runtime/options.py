@@ -9,21 +9,21 @@ from __future__ import annotations
 import getopt
 import os
 import re
-from dataclasses import dataclass, field
+
+import msgspec
 
 from bpfseal.errors import UsageError
 
 SIGNING_MODES = ("require", "auto", "off")
 
 
-@dataclass
-class Options:
+class Options(msgspec.Struct):
     """What a trace was asked to do. `program` is the script's text source: exactly one of program/file/pattern."""
 
     program: str | None = None
     file: str | None = None
-    params: list[str] = field(default_factory=list)
-    script_params: list[str] = field(default_factory=list)
+    params: list[str] = msgspec.field(default_factory=list)
+    script_params: list[str] = msgspec.field(default_factory=list)
     list_pattern: str | None = None
     listing: bool = False
     pid: int = 0
@@ -40,9 +40,9 @@ class Options:
     policy: str | None = None
     lifetime: int = 0
     dry_run: bool = False
-    debug: list[str] = field(default_factory=list)
-    include_dirs: list[str] = field(default_factory=list)
-    includes: list[str] = field(default_factory=list)
+    debug: list[str] = msgspec.field(default_factory=list)
+    include_dirs: list[str] = msgspec.field(default_factory=list)
+    includes: list[str] = msgspec.field(default_factory=list)
     usdt_file_activation: bool = False
     probe_filter: str | None = None
     mode: str = ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.bundle import SealedBundle
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from bpfseal.signer.client import SignerClient
 
 
-@dataclass(frozen=True)
-class Signing:
+class Signing(msgspec.Struct, frozen=True):
     """mode require|auto|off; policy: file for a private helper; lifetime: seconds asked for, 0 the policy's."""
 
     mode: str = "auto"

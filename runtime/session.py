@@ -29,6 +29,7 @@ from bpfseal.signer.bundle import Attach, Bundle, SealedBundle
 
 if TYPE_CHECKING:
     from bpfseal.runtime.attach import Link
+    from bpfseal.runtime.child import Child
     from bpfseal.runtime.native import NativeConsumer
 
 # How often a busy session looks whether events were lost.
@@ -81,7 +82,6 @@ class Session:
     ) -> None:
         """Load the bundle; nothing runs yet. Raises BpfsealError (VerifierRejected and others)."""
         from bpfseal.compiler.layout import decode
-        from bpfseal.runtime.child import Child
 
         self.bundle = bundle
         self.sealed = sealed
@@ -112,6 +112,8 @@ class Session:
         self._loaded: Loaded | None = None
         try:
             if command is not None:
+                from bpfseal.runtime.child import Child
+
                 self.child = Child(command)
             self._loaded = load(bundle, sealed, log_level=log_level)
             self.maps = Maps(self.reader, tuple(self._loaded.map_fds))

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from bpfseal.compiler.layout import Shape
 
@@ -45,8 +46,7 @@ class Pointer(int):
     """An address; prints as hex."""
 
 
-@dataclass(frozen=True, slots=True)
-class StackValue:
+class StackValue(msgspec.Struct, frozen=True):
     """A stack trace before symbols: `id` in the stack map `map`, frames looked up when rendered."""
 
     space: str
@@ -58,8 +58,7 @@ class StackValue:
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class SymbolValue:
+class SymbolValue(msgspec.Struct, frozen=True):
     """An address to be shown as a symbol. `pid` 0 for the kernel."""
 
     space: str
@@ -68,8 +67,7 @@ class SymbolValue:
     probe: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TimestampValue:
+class TimestampValue(msgspec.Struct, frozen=True):
     """strftime's argument: `nanoseconds` on `clock`, to be written with format number `format`."""
 
     format: int
@@ -77,8 +75,7 @@ class TimestampValue:
     clock: str
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupPathValue:
+class CgroupPathValue(msgspec.Struct, frozen=True):
     id: int
     mount: int
 

@@ -22,8 +22,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+
+import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import loader_blob as blob
@@ -63,8 +64,7 @@ class Stage(IntEnum):
     DONE = 7
 
 
-@dataclass(frozen=True)
-class ExclField:
+class ExclField(msgspec.Struct, frozen=True):
     """The member of `struct bpf_map` that says a map is exclusive, from the running kernel's BTF: `excl` (u32, 1) or
     the pointer `excl_prog_sha`. Offset and size in bytes."""
 
@@ -72,8 +72,7 @@ class ExclField:
     size: int
 
 
-@dataclass(frozen=True)
-class Terms:
+class Terms(msgspec.Struct, frozen=True):
     """The conditions of a seal.
 
     abi          0 none, 1 v1, 2 v2 (see `signer.abi`)
@@ -91,8 +90,7 @@ class Terms:
     record: int = 0
 
 
-@dataclass(frozen=True)
-class Loader:
+class Loader(msgspec.Struct, frozen=True):
     """Instructions of the SYSCALL program, the one value of its metadata map, bytes of context a run needs."""
 
     insns: bytes
@@ -109,8 +107,7 @@ class Loader:
         return self.insns + self.metadata if abi == 2 else self.insns
 
 
-@dataclass(frozen=True)
-class LoadResult:
+class LoadResult(msgspec.Struct, frozen=True):
     """What a run wrote into its context. `errno` is positive, 0 for success; the tuples are empty unless DONE."""
 
     map_fds: tuple[int, ...]

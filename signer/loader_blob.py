@@ -14,7 +14,8 @@ Attr layouts: `union bpf_attr` in include/uapi/linux/bpf.h.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.bundle import Bundle, MapSpec, ProgramSpec
@@ -82,8 +83,7 @@ BPF_F_RDONLY_PROG = 1 << 7
 MAX_OBJECTS = 8000
 
 
-@dataclass(frozen=True)
-class ModuleTarget:
+class ModuleTarget(msgspec.Struct, frozen=True):
     """A program whose attach target lives in a kernel module: its BTF is found by name when the loader runs."""
 
     program: int
@@ -93,8 +93,7 @@ class ModuleTarget:
     btf_id: int
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """Offsets in the blob that the loader's code needs. Counts are array lengths at these offsets; of the maps, the
     first `made` are created and the others exist."""
 

@@ -36,9 +36,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Final
+
+import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.bundle import Attach
@@ -53,8 +54,7 @@ class AttachError(BpfsealError):
         self.code = code
 
 
-@dataclass(frozen=True)
-class AttachContext:
+class AttachContext(msgspec.Struct, frozen=True):
     """`pid` of the target, 0 for none; `child`: it is held before its exec; `map_fd`: descriptor of a bundle's map."""
 
     pid: int = 0
@@ -62,14 +62,13 @@ class AttachContext:
     map_fd: Callable[[int], int] | None = None
 
 
-@dataclass
-class Link:
+class Link(msgspec.Struct):
     """One attachment. Closing `fds` detaches; closing the `slow` ones then only tidies up. `iterator` is what to read
     for an iter probe."""
 
     probe: str
-    fds: list[int] = field(default_factory=list)
-    slow: list[int] = field(default_factory=list)
+    fds: list[int] = msgspec.field(default_factory=list)
+    slow: list[int] = msgspec.field(default_factory=list)
     iterator: int = -1
 
     def close(self) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 _BAR = 52
 _SUFFIXES = {10: "K", 20: "M", 30: "G", 40: "T", 50: "P", 60: "E"}
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(msgspec.Struct, frozen=True):
     """Values in [low, high), either end None when open; `count` of them."""
 
     low: int | None

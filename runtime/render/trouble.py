@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+
+import msgspec
 
 _SENTENCES = {
     "divide_by_zero": (
@@ -26,8 +27,7 @@ _MAP_FULL = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(msgspec.Struct, frozen=True):
     """`kind` as in EventLayout.options; `helper` and its result `code` (negative errno) where a helper failed; `where`
     is the place in the script, `source` its text if that is known, for context."""
 
