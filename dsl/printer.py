@@ -107,7 +107,7 @@ def statement(node: Any, depth: int) -> str:
             return f"let ${name}{annotation}{'' if value is None else f' = {expression(value, depth)}'};"
         case ast.Jump(kind=kind, value=value):
             return f"{kind}{'' if value is None else f' {expression(value, depth)}'};"
-    raise TypeError(f"no statement: {type(node).__name__}")
+    raise TypeError(f"no statement: {node.__class__.__name__}")
 
 
 def unit(node: Any, depth: int = 0) -> str:
@@ -174,7 +174,7 @@ def expression(node: Any, depth: int = 0, leading: bool = False) -> str:
         case ast.IfExpr(condition=condition, then=then, otherwise=otherwise):
             text = f"if ({expression(condition, depth)}) {block(then, depth)} else {block(otherwise, depth)}"
             return f"({text})" if leading else text
-    raise TypeError(f"no expression: {type(node).__name__}")
+    raise TypeError(f"no expression: {node.__class__.__name__}")
 
 
 def _base(node: Any, depth: int) -> str:
