@@ -23,11 +23,12 @@ from bpfseal.runtime.bridge.tool import Tool, ToolError
 from bpfseal.runtime.bridge.translate import Translator
 from bpfseal.runtime.load import attempt, errno_name
 from bpfseal.runtime.sealing import Sealer, Signing
-from bpfseal.signer.bundle import Bundle, encode
+from bpfseal.signer.bundle import Bundle, SealedBundle, encode
 from bpfseal.signer.client import SealRefused
 from bpfseal.signer.loader import LoadResult, Stage
 
 _MAX_SAID: Final = 1000
+_LARGE: Final = 16 << 20
 
 # What the analysis refuses and the verifier would too: libraries that try things out look at the errno, and take EPERM
 # for "not permitted at all". Everything else the analysis or the policy refuses is EPERM.
@@ -81,9 +82,9 @@ class Carrier:
             except _Refusal as error:
                 self._explain(call, tool, f"bpfseal: {error.message}\n")
                 if error.code == errno.EPERM:
-                    self._say(tool.name(), f"refused program {error.program or '?'}: {error.message}")
+                    self._say(tool.name(), f"refused program {error.program or 'without a name'}: {error.message}")
                 else:
-                    self._tell(tool, f"refused program {error.program or '?'}", error.message)
+                    self._tell(tool, f"refused program {error.program or 'without a name'}", error.message)
                 listener.fail(call, error.code)
             finally:
                 for fd in held:
@@ -97,18 +98,15 @@ class Carrier:
             bundle = self._translator.bundle(tool, load, held, _origin(tool))
             if not listener.alive(call):
                 return
-            with _log_buffer(log) as buffer:
-                result = self._load(bundle, log, buffer)
-                if buffer is not None:
-                    _copy_log(tool, call, log, buffer, result.errno)
+            result = self._load(tool, call, bundle, log)
         except Unsupported as error:
-            raise _Refusal(error.message, load.name if load else "", errno.EPERM) from None
+            raise _Refusal(error.message, load.name if load else error.program, errno.EPERM) from None
         except SealRefused as error:
             reason = "; ".join(error.reasons[:8]) or error.message
-            raise _Refusal(reason, load.name if load else "", _AS_VERIFIER.get(error.rule, errno.EPERM)) from None
+            raise _Refusal(reason, load.name if load else "?", _AS_VERIFIER.get(error.rule, errno.EPERM)) from None
         except BpfsealError as error:
             hint = f" ({error.hint})" if error.hint else ""
-            raise _Refusal(error.message + hint, load.name if load else "", errno.EPERM) from None
+            raise _Refusal(error.message + hint, load.name if load else "?", errno.EPERM) from None
         name = f"{load.name or 'unnamed'}, type {load.type}, {len(load.insns) // 8} instructions"
         took = f"{(time.monotonic() - started) * 1000:.1f} ms"
         if result.stage == Stage.DONE:
@@ -124,16 +122,24 @@ class Carrier:
         self._tell(tool, f"the kernel refused program {name}: {errno_name(result.errno)}", took)
         listener.fail(call, result.errno)
 
-    def _load(self, bundle: Bundle, log: Log, buffer: ctypes.Array[ctypes.c_char] | None) -> LoadResult:
-        """Sealed anew when the verifier met a signal of ours (EAGAIN): a metadata map is good for one run, a seal for
-        as many as its deadline allows."""
-        data = encode(bundle)
-        sealed = self._sealer.seal(data, quiet=self._noted)
+    def _load(self, tool: Tool, call: Call, bundle: Bundle, log: Log) -> LoadResult:
+        """Seals and loads; gives the verifier's words to the tool, and their number where its attributes have a place
+        for that (`log_true_size`)."""
+        sealed = self._sealer.seal(encode(bundle), quiet=self._noted)
         self._noted = True
-        for _ in range(10):
-            result = attempt(bundle, sealed, log=buffer, log_level=log.level)
-            if result.errno != errno.EAGAIN:
-                break
+        if not log.level:
+            return _attempt(bundle, sealed, None, 0)
+        with _log_buffer(log.size or _LARGE) as buffer:
+            result = _attempt(bundle, sealed, buffer, log.level)
+            text = ctypes.string_at(ctypes.addressof(buffer))[: len(buffer) - 1] + b"\0"
+        if log.buffer:
+            tool.write(log.buffer, text)
+        length = len(text)
+        if result.errno == errno.ENOSPC:
+            with _log_buffer(_LARGE) as buffer, _closing(_attempt(bundle, sealed, buffer, log.level)):
+                length = len(ctypes.string_at(ctypes.addressof(buffer))) + 1
+        if call.size >= LOG_TRUE_SIZE + 4:
+            tool.write(call.attr + LOG_TRUE_SIZE, struct.pack("<I", length))
         return result
 
     def _explain(self, call: Call, tool: Tool, text: str) -> None:
@@ -172,25 +178,32 @@ def _origin(tool: Tool) -> str:
     return f"// program of {tool.name()}, started as: {tool.command_line()}"
 
 
+def _attempt(
+    bundle: Bundle, sealed: SealedBundle, buffer: ctypes.Array[ctypes.c_char] | None, level: int
+) -> LoadResult:
+    """EAGAIN is no verdict: the verifier met a signal of ours. A seal is good until its deadline."""
+    for _ in range(10):
+        result = attempt(bundle, sealed, log=buffer, log_level=level)
+        if result.errno != errno.EAGAIN:
+            break
+    return result
+
+
 @contextlib.contextmanager
-def _log_buffer(log: Log) -> Iterator[ctypes.Array[ctypes.c_char] | None]:
-    """As large as the tool's; costs only what the verifier writes."""
-    if not log.buffer:
-        yield None
-        return
-    memory = mmap.mmap(-1, log.size)
-    view = (ctypes.c_char * log.size).from_buffer(memory)
+def _closing(result: LoadResult) -> Iterator[None]:
+    yield
+    for fd in result.map_fds + result.prog_fds:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _log_buffer(size: int) -> Iterator[ctypes.Array[ctypes.c_char]]:
+    """Zeroed memory that costs only what the verifier writes."""
+    memory = mmap.mmap(-1, size)
+    view = (ctypes.c_char * size).from_buffer(memory)
     try:
         yield view
     finally:
         del view
-        with contextlib.suppress(BufferError):  # a traceback still holds the view; the collector ends both
+        with contextlib.suppress(BufferError):  # somebody still holds the view; the collector ends both
             memory.close()
-
-
-def _copy_log(tool: Tool, call: Call, log: Log, buffer: ctypes.Array[ctypes.c_char], code: int) -> None:
-    """The verifier's words, and their number where the tool's attributes have a place for it."""
-    text = ctypes.string_at(ctypes.addressof(buffer)) + b"\0"
-    tool.write(log.buffer, text[: log.size])
-    if call.size >= LOG_TRUE_SIZE + 4 and code != errno.ENOSPC:
-        tool.write(call.attr + LOG_TRUE_SIZE, struct.pack("<I", len(text)))

@@ -27,7 +27,12 @@ _NAME: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0
 
 
 class Unsupported(BpfsealError):
-    """Something that cannot be sealed for the tool; the message is the reason."""
+    """Something that cannot be sealed for the tool; the message is the reason. `program` where that is not known to
+    who catches it."""
+
+    def __init__(self, message: str, program: str = "") -> None:
+        super().__init__(message)
+        self.program = program
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ def read(tool: Tool, address: int, size: int) -> tuple[ProgLoad, Log]:
         (ifindex, "programs for a network card's own processor are not analysed"),
     ):
         if wanted:
-            raise Unsupported(what)
+            raise Unsupported(what, _name(name))
     if not 0 < insn_cnt <= _MAX_INSNS:
         raise ToolError(errno.E2BIG)
     program = ProgLoad(

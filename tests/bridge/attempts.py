@@ -1,0 +1,194 @@
+"""A tool that tries loads and prints what the kernel says: one JSON object, case → errno, log, what became of the
+attributes. Run by itself and under the bridge, the answers have to be the same. `attempts.py NAME [CASE…]`"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import re
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from bpfseal.runtime.bpf import btf_load
+from bpfseal.signer import bpf
+from bpfseal.signer.asm import Asm, R
+from bpfseal.signer.syscall import address_of, syscall
+
+NAME = sys.argv[1].encode()
+_MEMBERS = {
+    "type": (0, "I"), "insn_cnt": (4, "I"), "insns": (8, "Q"), "license": (16, "Q"), "log_level": (24, "I"),
+    "log_size": (28, "I"), "log_buf": (32, "Q"), "flags": (44, "I"), "ifindex": (64, "I"), "attach_type": (68, "I"),
+    "btf_fd": (72, "I"), "func_size": (76, "I"), "func_info": (80, "Q"), "func_cnt": (88, "I"), "line_size": (92, "I"),
+    "line_info": (96, "Q"), "line_cnt": (104, "I"), "btf_id": (108, "I"), "attach_fd": (112, "I"),
+    "relo_cnt": (116, "I"), "fd_array": (120, "Q"), "relos": (128, "Q"), "relo_size": (136, "I"), "token": (144, "i"),
+    "fd_array_cnt": (148, "I"), "signature": (152, "Q"), "signature_size": (160, "I"), "keyring": (164, "i"),
+}  # fmt: skip
+
+GOOD = b"\xb7\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0"
+_keep: list[Any] = []
+
+
+def load(
+    program: bytes = GOOD, /, *, size: int = 168, log: int = 4096, level: int = 1, name: bytes = NAME, **members: int
+) -> dict[str, Any]:
+    """errno (0: loaded), log, whether its size was told. `members` overwrite attributes."""
+    code, licence = ctypes.create_string_buffer(program, len(program)), ctypes.create_string_buffer(b"GPL")
+    buffer = ctypes.create_string_buffer(b"\x55" * max(log, 1), max(log, 1))
+    attr = bytearray(max(size, 168))
+    values = {
+        "type": 17,
+        "insn_cnt": len(program) // 8,
+        "insns": ctypes.addressof(code),
+        "license": ctypes.addressof(licence),
+    }
+    if log:
+        values |= {"log_level": level, "log_size": log, "log_buf": ctypes.addressof(buffer)}
+    for member, value in (values | members).items():
+        offset, form = _MEMBERS[member]
+        struct.pack_into("<" + form, attr, offset, value)
+    attr[48 : 48 + len(name)] = name
+    raw = ctypes.create_string_buffer(bytes(attr), len(attr))
+    try:
+        fd = syscall("bpf", 5, raw, size)
+        os.close(fd)
+        code_ = 0
+    except OSError as error:
+        code_ = error.errno or 0
+    text, _, _rest = buffer.raw.partition(b"\0")
+    told = struct.unpack_from("<I", raw.raw, 140)[0]
+    words = text.decode(errors="replace").replace("\x55", "") if log else ""
+    words = re.sub(r"verification time .*\n|max_states.*|peak_states.*|stack depth .*\n", "", words)
+    return {
+        "errno": errno.errorcode.get(code_, code_),
+        "log": words,
+        "told": told >= len(text) + 1 if log else told > 0,
+    }
+
+
+def array(value: int = 8) -> int:
+    return bpf.map_create(2, 4, value, 1, name=NAME)
+
+
+def code(build: Callable[[Asm], object]) -> bytes:
+    asm = Asm()
+    build(asm)
+    return asm.code()
+
+
+def with_map(source: int, imm: int, second: int = 0) -> bytes:
+    return struct.pack("<BBhiBBhi", 0x18, 1 | source << 4, 0, imm, 0, 0, 0, second) + GOOD
+
+
+def call(number: int) -> bytes:
+    return struct.pack("<BBhi", 0x85, 0, 0, number) + GOOD
+
+
+def array_of(*numbers: int) -> int:
+    data = ctypes.create_string_buffer(struct.pack(f"<{len(numbers)}i", *numbers))
+    _keep.append(data)
+    return ctypes.addressof(data)
+
+
+def bad_memory() -> bytes:
+    return code(lambda a: (a.mov(R.R1, 0), a.ldx(8, R.R0, R.R1, 0), a.exit()))
+
+
+def records(*values: int) -> int:
+    data = struct.pack(f"<{len(values)}I", *values)
+    _keep.append(data)
+    return address_of(data)
+
+
+def types() -> int:
+    """BTF with `int main(int)`: 1 int, 2 its prototype, 3 the function."""
+    body = struct.pack("<IIII", 1, 1 << 24, 4, 1 << 24 | 32)
+    body += struct.pack("<IIIII", 0, 13 << 24 | 1, 1, 5, 1) + struct.pack("<III", 5, 12 << 24, 2)
+    strings = b"\0int\0main\0"
+    data = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(body), len(body), len(strings)) + body + strings
+    return btf_load(data)
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    "good": load,
+    "good, no log": lambda: load(log=0),
+    "level without buffer": lambda: load(log=0, log_level=1),
+    "buffer without level": lambda: load(log=64, level=0),
+    "unknown level": lambda: load(level=16),
+    "old attributes": lambda: load(size=48, name=b""),
+    "long attributes": lambda: load(size=400),
+    "beyond a page": lambda: load(size=5000),
+    "no instructions": lambda: load(insn_cnt=0),
+    "too many instructions": lambda: load(insn_cnt=2_000_000),
+    "unreadable instructions": lambda: load(insns=8),
+    "unreadable licence": lambda: load(license=8),
+    "negative address": lambda: load(license=0xFFFF_FFFF_FFFF_F000),
+    "name with a blank": lambda: load(name=b"a b"),
+    "name without an end": lambda: load(name=b"a" * 16),
+    "uninitialised": lambda: load(code(lambda a: a.exit())),
+    "invalid memory": lambda: load(bad_memory()),
+    "verbose": lambda: load(bad_memory(), level=2),
+    "log too small": lambda: load(bad_memory(), log=16),
+    "log of the end only": lambda: load(bad_memory(), log=16, level=1),
+    "map": lambda: load(with_map(1, array())),
+    "map value": lambda: load(with_map(2, array())),
+    "map value past its end": lambda: load(with_map(2, array(), 64)),
+    "huge offset": lambda: load(with_map(2, array(), 1 << 30)),
+    "closed map": lambda: load(with_map(1, 999)),
+    "not a map": lambda: load(with_map(1, 0)),
+    "fd_array": lambda: load(with_map(5, 1), fd_array=array_of(-1, array())),
+    "fd_array, value": lambda: load(with_map(6, 0, 4), fd_array=array_of(array())),
+    "fd_array with its length": lambda: load(with_map(5, 0), fd_array=array_of(array()), fd_array_cnt=1),
+    "index without fd_array": lambda: load(with_map(5, 0)),
+    "helper without arguments": lambda: load(call(1)),
+    "helper of other types": lambda: load(call(9)),
+    "target on a plain type": lambda: load(btf_id=1),
+    "BTF that is none": lambda: load(func_info=records(0, 1), func_cnt=1, func_size=8, btf_fd=999),
+    "func_info": lambda: load(func_info=records(0, 3), func_cnt=1, func_size=8, btf_fd=types()),
+    "func_info of odd size": lambda: load(func_info=records(0, 3), func_cnt=1, func_size=7, btf_fd=types()),
+    "func_info from the future": lambda: load(func_info=records(0, 3, 9), func_cnt=1, func_size=12, btf_fd=types()),
+    "func_info padded": lambda: load(func_info=records(0, 3, 0), func_cnt=1, func_size=12, btf_fd=types()),
+    "unreadable func_info": lambda: load(func_info=8, func_cnt=1, func_size=8, btf_fd=types()),
+    "line_info": lambda: load(
+        func_info=records(0, 3),
+        func_cnt=1,
+        func_size=8,
+        btf_fd=types(),
+        line_info=records(0, 1, 1, 1 << 10),
+        line_cnt=1,
+        line_size=16,
+    ),
+    "unknown opcode": lambda: load(b"\xff" + GOOD[1:]),
+    "jump out": lambda: load(struct.pack("<BBhi", 5, 0, 99, 0) + GOOD),
+    "unreachable": lambda: load(GOOD + GOOD),
+}
+# What the bridge refuses, whatever the kernel would say.
+REFUSED: dict[str, Callable[[], Any]] = {
+    "relocations": lambda: load(relo_cnt=1, relos=8, relo_size=16),
+    "token": lambda: load(flags=1 << 16, token=0),
+    "signature": lambda: load(signature=8, signature_size=100, keyring=1),
+    "offload": lambda: load(ifindex=1),
+    "bound maps": lambda: load(fd_array=array_of(array()), fd_array_cnt=1),
+    "another program": lambda: load(type=26, attach_type=24, btf_id=1, attach_fd=bpf.prog_load(17, GOOD, name=NAME)),
+    "extension": lambda: load(type=28, btf_id=1),
+    "tail call": lambda: load(call(12)),
+    "nested bpf": lambda: load(call(166)),
+    "control": lambda: load(call(179), type=31, flags=16),
+    "licence": lambda: load(license=records(0x00006578)),
+    "type": lambda: load(type=8),
+    "flags": lambda: load(flags=1 << 3),
+}
+
+
+def main() -> None:
+    table = CASES | REFUSED
+    wanted = sys.argv[2:] or list(CASES)
+    for name in wanted:
+        print(json.dumps([name, table[name]()]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
