@@ -9,6 +9,7 @@ _LAST_NAME = re.compile(r"([A-Za-z_]\w*)\W*\Z")
 _WRAPPED = re.compile(
     r"\s*(?:str|buf|ntop|kstr|ustr|ksym|usym|strftime|macaddr|path|kstack|ustack|strerror)\s*\((.*)\)\s*\Z", re.S
 )
+_CALL = re.compile(r"\s*@?([A-Za-z_]\w*)\s*(?=[(\[])")
 _TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/|[\[({]|[\])}]|,|[^"\[({\])},/]+|/', re.S)
 
 
@@ -45,10 +46,23 @@ def short(expression: str) -> str:
         if names:
             return names[-1] if expression.lstrip().startswith(("strftime", "ntop")) else names[0]
         return expression.strip().partition("(")[0].strip()
+    called = _CALL.match(expression)
+    if called and _ends_with(expression, called.end()):
+        return called[1]
     if re.fullmatch(r"[\d.\s]+|\"[^\"]*\"", expression):
         return ""
-    match = _LAST_NAME.search(expression)
+    match = _LAST_NAME.search(re.sub(r"\[[^\]]*\]\s*\Z", "", expression))
     return match[1] if match else ""
+
+
+def _ends_with(text: str, start: int) -> bool:
+    """Whether the bracket at `start` closes at the very end."""
+    depth = 0
+    for match in _TOKEN.finditer(text, start):
+        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(match[0], 0)
+        if depth == 0:
+            return not text[match.end() :].strip()
+    return False
 
 
 def unique(names: Iterable[str], stem: str) -> list[str]:
@@ -87,8 +101,9 @@ def of_map(source: str, name: str, count: int) -> list[str]:
         if len(parts) == 1 and count > 1 and parts[0].startswith("("):
             parts = split_arguments(parts[0], 0)
         if len(parts) == count:
-            return unique((short(part) for part in parts), "key")
-    return unique([""] * count, "key") if count != 1 else ["key"]
+            names = [short(part) for part in parts]
+            return unique(names, "key") if count > 1 else [names[0] or "key"]
+    return unique([""] * count, "key") if count > 1 else ["key"]
 
 
 def _uses(source: str, name: str) -> Iterator[int]:

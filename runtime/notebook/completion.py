@@ -55,7 +55,7 @@ def _options(fragment: str) -> list[tuple[str, str]]:
 
 def _probes(fragment: str) -> list[tuple[str, str]]:
     """Probe types, then what the kernel has of a type, a part of the name at a time."""
-    from bpfseal.runtime.listing import list_probes
+    from bpfseal.runtime.listing import _QUALIFIED, list_probes
     from bpfseal.runtime.probes import MODULES
 
     if ":" not in fragment:
@@ -64,8 +64,10 @@ def _probes(fragment: str) -> list[tuple[str, str]]:
         return [(name, "probe") for name in sorted({*kinds, *special[:4]}) if name.startswith(fragment)]
     found: dict[str, None] = {}
     depth = fragment.count(":")
+    # A listing takes what is left out to be in front; who is typing has left out what comes behind.
+    behind = ":*" * max(_QUALIFIED.get(fragment.partition(":")[0], 0) + 1 - depth, 0)
     try:
-        for line in islice(list_probes(f"{fragment}*"), 50_000):
+        for line in islice(list_probes(f"{fragment}*{behind}"), 50_000):
             parts = line.split(":")
             # tracepoint:sy → the categories first, not thousands of names
             name = ":".join(parts[: depth + 1]) + (":" if len(parts) > depth + 1 else "")

@@ -10,18 +10,99 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, Punctuation
 
 from bpfseal.dsl.table import AGGREGATES, BUILTINS, FUNCTIONS
 
-_KEYWORDS = (
-    "if else while for unroll break continue return let import macro fn config defer sizeof offsetof typeof typeinfo "
-    "comptime struct union enum const"
-).split()
-_TYPES = (
-    "bool void char short int long unsigned signed size_t int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
-    "int8_t int16_t int32_t int64_t uint8_t uint16_t uint32_t uint64_t string buffer"
-).split()
-_PROBES = (
-    "kprobe kretprobe uprobe uretprobe usdt tracepoint rawtracepoint fentry fexit kfunc kretfunc interval profile "
-    "software hardware watchpoint asyncwatchpoint iter lsm self xdp tc k kr u ur t rt f fr i p s h w aw it"
-).split()
+_KEYWORDS = [
+    "if",
+    "else",
+    "while",
+    "for",
+    "unroll",
+    "break",
+    "continue",
+    "return",
+    "let",
+    "import",
+    "macro",
+    "fn",
+    "config",
+    "defer",
+    "sizeof",
+    "offsetof",
+    "typeof",
+    "typeinfo",
+    "comptime",
+    "struct",
+    "union",
+    "enum",
+    "const",
+]
+_TYPES = [
+    "bool",
+    "void",
+    "char",
+    "short",
+    "int",
+    "long",
+    "unsigned",
+    "signed",
+    "size_t",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8_t",
+    "int16_t",
+    "int32_t",
+    "int64_t",
+    "uint8_t",
+    "uint16_t",
+    "uint32_t",
+    "uint64_t",
+    "string",
+    "buffer",
+]
+_PROBES = [
+    "kprobe",
+    "kretprobe",
+    "uprobe",
+    "uretprobe",
+    "usdt",
+    "tracepoint",
+    "rawtracepoint",
+    "fentry",
+    "fexit",
+    "kfunc",
+    "kretfunc",
+    "interval",
+    "profile",
+    "software",
+    "hardware",
+    "watchpoint",
+    "asyncwatchpoint",
+    "iter",
+    "lsm",
+    "self",
+    "xdp",
+    "tc",
+    "k",
+    "kr",
+    "u",
+    "ur",
+    "t",
+    "rt",
+    "f",
+    "fr",
+    "i",
+    "p",
+    "s",
+    "h",
+    "w",
+    "aw",
+    "it",
+]
 
 
 class BpfsealLexer(RegexLexer):  # type: ignore[misc]
@@ -55,8 +136,7 @@ class BpfsealLexer(RegexLexer):  # type: ignore[misc]
             (r"\b(config|macro|fn|import|struct|union|enum|let|const)\b", Keyword.Declaration),
             (r"\{", Punctuation, "block"),
             include("values"),
-            (r"[A-Za-z_]\w*", Name),
-            (r".", Punctuation),
+            include("names"),
         ],
         # what stands behind the type of a probe: no tokens of the language
         "point": [
@@ -71,6 +151,9 @@ class BpfsealLexer(RegexLexer):  # type: ignore[misc]
             include("values"),
             (words(_KEYWORDS, prefix=r"\b", suffix=r"\b"), Keyword),
             (words(_TYPES, prefix=r"\b", suffix=r"\b"), Keyword.Type),
+            include("names"),
+        ],
+        "names": [
             (r"(\.|->)(\s*)([A-Za-z_]\w*|\d+)", bygroups(Operator, Whitespace, Name.Attribute)),
             (words(sorted({*FUNCTIONS, *AGGREGATES}), prefix=r"\b", suffix=r"(?=\s*\()"), Name.Builtin),
             (words(sorted(BUILTINS), prefix=r"\b", suffix=r"\b"), Name.Builtin.Pseudo),

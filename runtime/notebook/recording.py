@@ -170,7 +170,7 @@ class _Notes:
     def clean(self, text: str) -> str:
         return text
 
-    def native(self) -> tuple[int, bool] | None:
+    def native(self) -> int | None:
         return None
 
     def flush(self) -> None:

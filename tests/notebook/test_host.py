@@ -1,0 +1,306 @@
+"""Cells that trace the running kernel."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from bpfseal.runtime import bpf_info
+
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("bpf_permitted")]
+
+# A process that cannot be mistaken for another: this one, at a system call that nobody else here makes for it.
+HERE = f"/pid == {os.getpid()}/"
+OPENS = f"tracepoint:syscalls:sys_enter_openat {HERE}"
+
+
+def open_files(path: str, times: int) -> None:
+    for _ in range(times):
+        os.close(os.open(path, os.O_RDONLY))
+
+
+def owned() -> set[tuple[str, str]]:
+    """(kind, id) of the BPF objects that this process has open."""
+    found = set()
+    for fd in os.listdir("/proc/self/fdinfo"):
+        try:
+            with open(f"/proc/self/fdinfo/{fd}") as file:
+                fields = dict(line.split(":", 1) for line in file.read().splitlines() if ":" in line)
+        except OSError:
+            continue
+        found |= {(kind, fields[kind].strip()) for kind in ("prog_id", "map_id", "link_id") if kind in fields}
+    return found
+
+
+def test_a_cell_gives_maps_and_events_as_frames(cell: Any) -> None:
+    done = cell(
+        '%%bpfseal --for 300ms\nBEGIN { @n[comm, pid] = count(); @h = hist(5); printf("%d %s %x\\n", pid, comm, 255); }'
+    )
+    assert done.error is None, done.out
+    trace = done.value
+    assert trace.state == "done"
+    frame = trace["@n"]
+    assert list(frame.columns) == ["comm", "pid", "count"]
+    assert (frame.pid[0], frame["count"][0]) == (os.getpid(), 1)
+    assert str(frame.comm.dtype) == "category"
+    assert str(frame.pid.dtype) == "uint32"
+    assert trace["@h"].to_dict("records") == [{"low": 4, "high": 8, "count": 1}]
+    events = trace.events
+    assert list(events.columns) == ["pid", "comm", "arg2"]
+    assert events.pid[0] == os.getpid()
+    assert events.arg2[0] == 255
+    assert "@h:" in trace.text
+    assert f"{os.getpid()}" in trace.text
+    assert not owned()
+
+
+def test_several_sites_keep_the_order_of_arrival(cell: Any) -> None:
+    done = cell('%bpfseal --for 5s BEGIN { print((1, "one")); printf("%s\\n", "two"); print((3, "three")); exit(); }')
+    trace = done.value
+    assert [event.text for event in trace] == ["(1, one)\n", "two\n", "(3, three)\n"]
+    events = trace.events
+    assert len(events) == 3
+    assert events.value0.tolist()[0] == 1
+    assert str(events.value0.dtype).lower().startswith("int")
+    assert events.value1.tolist()[2] == "three"
+
+
+def test_stacks_are_named_after_the_end(cell: Any) -> None:
+    trace = cell("%bpfseal BEGIN { @[kstack] = count(); exit(); }").value
+    folded = str(trace["@"].kstack[0])
+    names = folded.split(";")
+    if all(name.startswith("0x") for name in names):
+        pytest.skip("no symbols here: python3-bpfcc is not installed")
+    assert names.index("do_syscall_64") < names.index("__sys_bpf")
+    html = trace._repr_html_()
+    assert "<svg" in html
+    assert "do_syscall_64" in html
+
+
+def test_background_stop_snapshot_and_iteration(cell: Any) -> None:
+    done = cell(f'%%bpfseal --background --name bg\n{OPENS} {{ printf("%s\\n", str(args.filename)); @ = count(); }}')
+    trace = done.value
+    assert done.error is None, done.out
+    assert trace.running
+    open_files("/etc/hostname", 3)
+    seen = []
+    for event in trace:
+        if event.values == ("/etc/hostname",):
+            seen.append(event)
+        if len(seen) == 3:
+            break
+    early = trace.snapshot()
+    before = early["@"]["count"][0]
+    assert before >= 3
+    open_files("/etc/hostname", 4)
+    trace.stop()
+    assert trace.state == "done"
+    assert early["@"]["count"][0] == before
+    assert trace["@"]["count"][0] >= before + 4
+    assert (trace.events.filename == "/etc/hostname").sum() == 7
+    assert not owned()
+    trace.stop()
+
+
+def test_the_same_name_replaces_the_trace(cell: Any) -> None:
+    first = cell("%%bpfseal --background --name again\ninterval:s:9 { @a = 1; }").value
+    second = cell("%%bpfseal --background --name again\ninterval:s:9 { @b = 1; }").value
+    assert not first.running
+    assert second.running
+    assert list(second.maps) == ["@b"]
+
+
+def test_the_same_cell_replaces_the_trace(cell: Any) -> None:
+    text = "%%bpfseal --background\ninterval:s:9 { @a = 1; }"
+    first, second = cell(text).value, cell(text).value
+    assert not first.running
+    assert second.running
+
+
+def test_interrupt_keeps_the_data(cell: Any, ipython: Any) -> None:
+    import signal
+
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def interrupt() -> None:
+        """Once the trace runs, as the stop button does."""
+        while getattr(ipython.user_ns.get("long"), "state", "") != "running":
+            time.sleep(0.05)
+        time.sleep(0.2)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt, daemon=True)
+    began = time.monotonic()
+    thread.start()
+    try:
+        trace = cell("%%bpfseal --for 60s --name long\nBEGIN { @begun = 1; } interval:s:50 { @late = 1; }").value
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert trace.state == "interrupted"
+    assert trace.maps == {"@begun": {None: 1}, "@late": {}}
+    assert time.monotonic() - began < 30
+    assert not owned()
+
+
+def test_mistakes_are_marked(cell: Any) -> None:
+    done = cell("%%bpfseal --for 1s\nBEGIN {\n  @x = nonsense;\n}")
+    assert done.error is not None
+    assert type(done.error).__name__ == "TraceFailed"
+    assert "cell:2:8" in done.out
+    assert "~~~~~~~~" in done.out
+    assert "Traceback" not in done.out
+
+
+def test_the_failure_of_a_trace_is_one_message(cell: Any) -> None:
+    done = cell("%%bpfseal --pid 999999999\nBEGIN { exit(); }")
+    assert done.error is not None
+    assert "999999999" in str(done.error)
+    assert not owned()
+
+
+def test_values_of_the_notebook(cell: Any) -> None:
+    cell("limit = -7\nwords = 'a\"); exit(9); //\\n%s'")
+    trace = cell(
+        '%%bpfseal --for 5s\nBEGIN { @n = ${limit}; @s = ${words}; printf("%s ${limit}", ${words}); exit(); }'
+    ).value
+    assert trace.status == 0
+    assert trace.maps["@n"] == {None: -7}
+    assert trace.maps["@s"] == {None: 'a"); exit(9); //\n%s'}
+    # inside a string ${…} stays as it is
+    assert trace.text.startswith('a"); exit(9); //\n%s ${limit}')
+    failed = cell("%bpfseal BEGIN { @ = ${undefined_name}; }")
+    assert "NameError" in str(failed.error)
+
+
+def test_live_draws_in_place_and_ends_with_the_data(cell: Any) -> None:
+    done = cell("%%bpfseal --live --every 200ms --for 900ms --name lively\ninterval:ms:100 { @ticks = count(); }")
+    assert done.error is None, done.out
+    assert done.value is None
+    assert len(done.displayed) >= 3
+    last = done.displayed[-1].data["text/html"]
+    assert "@ticks" in last
+    assert ">done<" in last
+    assert "<progress" in done.displayed[0].data["text/html"]
+
+
+def test_the_badge_says_who_signed(cell: Any) -> None:
+    trace = cell("%bpfseal BEGIN { exit(); }").value
+    seal = trace.seal
+    assert seal.signed_by in ("private helper", "system helper")
+    assert len(seal.certificate) == 64
+    assert seal.record > 0
+    assert seal.verified or seal.why
+    html = trace._repr_html_()
+    assert seal.certificate[:16] in html
+    assert ("not verified by the kernel" in html) != seal.verified
+    unsigned = cell("%bpfseal --signing off BEGIN { exit(); }").value
+    assert "not signed" in unsigned._repr_html_()
+
+
+def test_stop_all(cell: Any) -> None:
+    traces = [cell(f"%%bpfseal --background --name t{n}\ninterval:s:9 {{ @a{n} = 1; }}").value for n in range(2)]
+    cell("%bpfseal --stop")
+    assert not any(trace.running for trace in traces)
+    assert not owned()
+
+
+def test_time_series_and_stats(cell: Any) -> None:
+    trace = cell(
+        "%%bpfseal --for 5s\nconfig = { unstable_tseries = enable }\n"
+        'BEGIN { @t = tseries(4, 100ms, 8, "sum"); @s["x"] = stats(3); @l = lhist(5, 0, 10, 2); @a = avg(8); exit(); }'
+    ).value
+    assert trace["@t"].value.tolist() == [4]
+    assert str(trace["@t"].time.dtype) == "datetime64[ns, UTC]"
+    assert trace["@s"].to_dict("records") == [{"key": "x", "count": 1, "average": 3, "total": 3}]
+    assert trace["@l"].to_dict("records") == [{"low": 4, "high": 6, "count": 1}]
+    assert trace["@a"].avg.tolist() == [8]
+    html = trace._repr_html_()
+    assert html.count("<svg") == 2
+    with pytest.raises(KeyError, match="it has @a, @l, @s, @t"):
+        trace["@nothing"]
+
+
+def test_lists_and_help(cell: Any) -> None:
+    probes = cell("%bpfseal -l tracepoint:syscalls:sys_enter_opena*").value
+    assert "tracepoint:syscalls:sys_enter_openat" in list(probes)
+    verbose = cell("%bpfseal -v -l tracepoint:syscalls:sys_enter_openat").value
+    assert any("filename" in line for line in verbose)
+    assert "hist(" in repr(cell("%bpfseal --doc hist").value)
+    assert "did you mean" in cell("%bpfseal --doc hisst").out
+
+
+def test_completion(ipython: Any) -> None:
+    from bpfseal.runtime.notebook.completion import complete
+
+    def offered(before: str) -> list[str]:
+        return [text for text, _ in complete(before)[1]]
+
+    assert offered("%%bpfseal --na") == ["--name"]
+    assert offered("%%bpfseal\ntracep") == ["tracepoint:"]
+    assert "tracepoint:syscalls:" in offered("%%bpfseal\ntracepoint:sysc")
+    opens = "%%bpfseal\nBEGIN { @a = 1; }\ntracepoint:syscalls:sys_enter_openat"
+    assert "tracepoint:syscalls:sys_enter_openat" in offered(opens[:-2])
+    assert "filename" in offered(opens + " { $f = args.fi")
+    assert offered(opens + ' { printf("args.') == []
+    assert "filename" in offered(opens + " { if (1) { $f = args.fi")
+    assert "printf(" in offered("x = %bpfseal BEGIN { pri")
+    assert offered("%%bpfseal\nBEGIN { @counted = 1; @cou") == ["@counted"]
+    assert offered("print('a')\npri") == []
+
+
+def test_nothing_is_left_of_a_dead_process() -> None:
+    """What a killed notebook kernel had loaded dies with it, and so does its private helper."""
+    import subprocess
+    import sys
+
+    text = (
+        "import sys, time\n"
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "s = InteractiveShell.instance(); s.history_manager.enabled = False\n"
+        "s.run_line_magic('load_ext', 'bpfseal')\n"
+        "s.run_cell('%%bpfseal --background --name k\\ninterval:s:9 { @ = 1; }')\n"
+        "assert s.user_ns['k'].running\n"
+        "print('up', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        lines = iter(child.stdout.readline, b"")
+        assert any(line == b"up\n" for line in lines)
+        with open(f"/proc/{child.pid}/task/{child.pid}/children") as file:
+            helpers = file.read().split()
+        for task in os.listdir(f"/proc/{child.pid}/task"):
+            with open(f"/proc/{child.pid}/task/{task}/children") as file:
+                helpers += file.read().split()
+        progs = _objects(child.pid)
+        assert progs
+        assert helpers
+    finally:
+        child.kill()
+        child.wait()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and (_alive(helpers) or progs & set(bpf_info.ids("prog"))):
+        time.sleep(0.1)
+    assert not _alive(helpers)
+    assert not progs & set(bpf_info.ids("prog"))
+
+
+def _alive(pids: list[str]) -> list[str]:
+    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+
+
+def _objects(pid: int) -> set[int]:
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fdinfo"):
+        with open(f"/proc/{pid}/fdinfo/{fd}") as file:
+            fields = dict(line.split(":", 1) for line in file.read().splitlines() if ":" in line)
+        if "prog_id" in fields:
+            found.add(int(fields["prog_id"]))
+    return found
