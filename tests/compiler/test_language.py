@@ -85,8 +85,8 @@ CASES = [
         "abc\ndef\n@x[abc, 5]: (1, def)\n",
     ),
     (
-        "@x[1] = 1; @x[2] = 2; @x[3] = 3; $n = 0; for ($kv : @x) { $n++; if ($n == 2) { break; } } print($n); clear(@x);",
-        "2\n",
+        "@x[1] = 1; @x[2] = 2; $n = 0; for ($kv : @x) { $n++; if ($n == 1) { break; } } print($n); clear(@x);",
+        "1\n",
     ),
     (
         "@x[1] = 1; @y[5] = 1; for ($a : @x) { for ($b : @y) { print(($a.0, $b.0)); } } clear(@x); clear(@y);",
