@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from bpfseal.compiler import kernel_index
+from bpfseal.compiler.kernel_names import c_integer, spelled
 from bpfseal.dsl.types import BOOL, VOID, Array, Enum, Field, Int, Ptr, Record, RecordInfo, Str, Type, Void
 from bpfseal.signer import btf as raw
 from bpfseal.signer.btf import Btf, BtfError
@@ -387,7 +388,7 @@ class KernelTypes:
                 return VOID
             for unit, id in self._everywhere("t", words[0]):
                 return self._convert(unit, id)
-        return _c_integer(words)
+        return c_integer(words)
 
     def _marks_kfuncs(self) -> bool:
         """pahole writes the tag "bpf_kfunc" since 1.26; bpf_obj_new_impl is a kfunc of every kernel since 6.3."""
@@ -439,62 +440,3 @@ def _bitfield(name: str, at: int, bits: int, type: Type) -> Field:
     else:
         offset, size = at // 8, 8
     return Field(name, Int(size * 8, signed), offset, bits, at - offset * 8)
-
-
-_C_WORDS: Final = frozenset(("signed", "unsigned", "char", "short", "int", "long", "_Bool", "bool", "float", "double"))
-# fmt: off
-_FIXED: Final = {
-    "u8": Int(8, False), "u16": Int(16, False), "u32": Int(32, False), "u64": Int(64, False),
-    "s8": Int(8), "s16": Int(16), "s32": Int(32), "s64": Int(64),
-    "size_t": Int(64, False), "ssize_t": Int(64), "intptr_t": Int(64), "uintptr_t": Int(64, False), "off_t": Int(64),
-}
-# fmt: on
-
-
-def _c_integer(words: list[str]) -> Type | None:
-    """The arithmetic type that C specifiers name in any order, for LP64."""
-    if len(words) == 1 and words[0] in _FIXED:
-        return _FIXED[words[0]]
-    if len(words) == 1 and words[0].endswith("_t"):
-        return _FIXED.get(words[0].replace("uint", "u").replace("int", "s")[:-2])
-    if not set(words) <= _C_WORDS or "float" in words or "double" in words:
-        return None
-    if "_Bool" in words or "bool" in words:
-        return BOOL if len(words) == 1 else None
-    signed = "unsigned" not in words
-    if "char" in words:
-        return Int(8, signed)
-    if "short" in words:
-        return Int(16, signed)
-    return Int(64 if "long" in words else 32, signed)
-
-
-def spelled(btf: Btf, id: int, name: str, tight: bool = False) -> str:
-    """C's inside-out declarators; qualifiers kept, type tags shown as the kernel's own words (__user)."""
-    space = f" {name}" if name else ""
-    kind = btf.kind(id)
-    if id == 0:
-        return f"void{space}"
-    target = btf.size_or_type(id)
-    if kind == raw.PTR:
-        star = f"*{name}" if tight or not name or name[0] == "*" else f"* {name}"
-        if btf.kind(target) in (raw.ARRAY, raw.FUNC_PROTO):
-            return spelled(btf, target, f"({star.replace(' ', '')})", tight)
-        return spelled(btf, target, star, tight)
-    if kind == raw.ARRAY:
-        element, _, count = btf.array(id)
-        return spelled(btf, element, f"{name}[{count}]", tight)
-    if kind == raw.FUNC_PROTO:
-        params = ", ".join(spelled(btf, p, "", tight) if p else "..." for _, p in btf.params(id)) or "void"
-        return spelled(btf, target, f"{name}({params})", tight)
-    words = {raw.CONST: "const", raw.VOLATILE: "volatile", raw.RESTRICT: "restrict"}
-    if kind in words:
-        if btf.kind(target) == raw.PTR:
-            return spelled(btf, target, f"{words[kind]}{space}", tight)
-        return f"{words[kind]} {spelled(btf, target, name, tight)}"
-    if kind == raw.TYPE_TAG:
-        return spelled(btf, target, f"__{btf.name(id)}{space}", tight)
-    tag = {raw.STRUCT: "struct ", raw.UNION: "union ", raw.ENUM: "enum ", raw.ENUM64: "enum "}.get(kind, "")
-    if kind == raw.FWD:
-        tag = "union " if btf.kflag(id) else "struct "
-    return f"{tag}{btf.name(id) or '(anon)'}{space}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bpfseal.compiler.kernel import KernelTypes, spelled
+from bpfseal.compiler.kernel import KernelTypes
+from bpfseal.compiler.kernel_names import spelled
 from bpfseal.runtime.probes import is_wild, matcher
 from bpfseal.signer import btf as raw
 from bpfseal.signer.btf import Btf

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from bpfseal.dsl.env import Args, Point
 from bpfseal.dsl.types import BOOL, VOID, Array, Field, Int, Ptr, Record, RecordInfo, Str, Type, Void, size_of
 from bpfseal.errors import BpfsealError
+from bpfseal.runtime.dwarf_entries import DEPTH, die_name, end_address, file_names, value
 from bpfseal.runtime.elf import Elf
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from elftools.dwarf.dwarfinfo import DWARFInfo
 
 _REGISTERS: Final = {62: 6, 183: 8}  # integer arguments in registers, by e_machine
-_DEPTH: Final = 64
 _FLOATS: Final = frozenset((3, 4, 0x80, 0x81, 0x82))  # DW_ATE_complex_float, _float, lo_user…
 _RECORD_TAGS: Final = {
     "DW_TAG_structure_type": "struct",
@@ -102,7 +102,7 @@ class Dwarf:
             die = self._function(function, None)
             lines = []
             for parameter in self._parameters(die) if die is not None else ():
-                name = _name(parameter)
+                name = die_name(parameter)
                 lines.append(f"{self.spell(self._type_die(parameter))}{' ' + name if name else ''}")
             return lines
 
@@ -131,7 +131,7 @@ class Dwarf:
 
     def _function_in(self, unit: CompileUnit, address: int) -> DIE | None:
         for die in self._walk(unit.get_top_DIE(), ("DW_TAG_namespace", "DW_TAG_class_type", "DW_TAG_structure_type")):
-            if die.tag == "DW_TAG_subprogram" and _value(die, "DW_AT_low_pc") == address:
+            if die.tag == "DW_TAG_subprogram" and value(die, "DW_AT_low_pc") == address:
                 return die
         return None
 
@@ -151,7 +151,7 @@ class Dwarf:
             return
         for unit in self._info.iter_CUs():
             top = unit.get_top_DIE()
-            low, high = _value(top, "DW_AT_low_pc"), _high(top)
+            low, high = value(top, "DW_AT_low_pc"), end_address(top)
             if low is None or high is None or "DW_AT_ranges" in top.attributes or low <= address < high:
                 yield unit
 
@@ -162,7 +162,7 @@ class Dwarf:
             at = 1 if self.elf.machine == 62 else 0  # the caller passes where to put the result
         for number, parameter in enumerate(self._parameters(die)):
             target = self._peel(self._type_die(parameter))
-            if target is not None and target.tag == "DW_TAG_base_type" and _value(target, "DW_AT_encoding") in _FLOATS:
+            if target is not None and target.tag == "DW_TAG_base_type" and value(target, "DW_AT_encoding") in _FLOATS:
                 continue
             type = self.convert(self._type_die(parameter))
             if isinstance(type, Record | Array):  # a record by value, a 128-bit integer: in memory when larger
@@ -170,7 +170,7 @@ class Dwarf:
                 continue
             if at >= limit:
                 return
-            yield Field(_name(parameter) or f"arg{number}", type, 8 * at, argument=at)
+            yield Field(die_name(parameter) or f"arg{number}", type, 8 * at, argument=at)
             at += 1
 
     def _returns(self, die: DIE) -> Type | None:
@@ -190,7 +190,7 @@ class Dwarf:
 
     def _origin(self, die: DIE) -> DIE:
         """Where a definition's or inlined copy's own attributes are."""
-        for _ in range(_DEPTH):
+        for _ in range(DEPTH):
             for link in ("DW_AT_abstract_origin", "DW_AT_specification"):
                 if link in die.attributes and "DW_AT_type" not in die.attributes:
                     die = die.get_DIE_from_attribute(link)
@@ -208,8 +208,8 @@ class Dwarf:
                 die = self._records.get(name) or self._find_record(name)
                 if die is None:
                     return None
-                fields = tuple(self._members(die, 0, _DEPTH))
-                size = _value(die, "DW_AT_byte_size") or 0
+                fields = tuple(self._members(die, 0, DEPTH))
+                size = value(die, "DW_AT_byte_size") or 0
                 return RecordInfo(name, size, fields, die.tag == "DW_TAG_union_type")
         except DwarfError:
             return None
@@ -225,7 +225,7 @@ class Dwarf:
             for die in self._walk(unit.get_top_DIE(), ("DW_TAG_namespace",)):
                 if (
                     _RECORD_TAGS.get(str(die.tag)) == word
-                    and _name(die) == tag
+                    and die_name(die) == tag
                     and "DW_AT_declaration" not in die.attributes
                 ):
                     self._records[name] = die
@@ -238,29 +238,29 @@ class Dwarf:
                 parent = self._peel(self._type_die(member))
                 if parent is not None:
                     yield from self._members(
-                        parent, base + (_value(member, "DW_AT_data_member_location") or 0), depth - 1
+                        parent, base + (value(member, "DW_AT_data_member_location") or 0), depth - 1
                     )
                 continue
             if member.tag != "DW_TAG_member" or "DW_AT_external" in member.attributes:
                 continue
-            offset = base + (_value(member, "DW_AT_data_member_location") or 0)
-            name, target = _name(member), self._type_die(member)
+            offset = base + (value(member, "DW_AT_data_member_location") or 0)
+            name, target = die_name(member), self._type_die(member)
             if not name:
                 inner = self._peel(target)
                 if inner is not None and depth and inner.tag in _RECORD_TAGS:
                     yield from self._members(inner, offset, depth - 1)
                 continue
-            bits = _value(member, "DW_AT_bit_size") or 0
+            bits = value(member, "DW_AT_bit_size") or 0
             type = self.convert(target)
             yield self._bitfield(member, name, type, offset, bits) if bits else Field(name, type, offset)
 
     def _bitfield(self, member: DIE, name: str, type: Type, offset: int, bits: int) -> Field:
         """DW_AT_data_bit_offset counts from the record's start (DWARF 4), DW_AT_bit_offset from the storage unit's
         high end (before)."""
-        first = _value(member, "DW_AT_data_bit_offset")
+        first = value(member, "DW_AT_data_bit_offset")
         if first is None:
-            storage = (_value(member, "DW_AT_byte_size") or size_of(type) or 4) * 8
-            first = storage - (_value(member, "DW_AT_bit_offset") or 0) - bits
+            storage = (value(member, "DW_AT_byte_size") or size_of(type) or 4) * 8
+            first = storage - (value(member, "DW_AT_bit_offset") or 0) - bits
         at = offset * 8 + first
         signed = isinstance(type, Int) and type.signed
         for size in (1, 2, 4, 8):
@@ -281,9 +281,9 @@ class Dwarf:
 
     def _converted(self, die: DIE, written: DIE | None) -> Type:
         tag = str(die.tag)
-        size = _value(die, "DW_AT_byte_size") or 0
+        size = value(die, "DW_AT_byte_size") or 0
         if tag == "DW_TAG_base_type":
-            encoding = _value(die, "DW_AT_encoding")
+            encoding = value(die, "DW_AT_encoding")
             if encoding == 2 and size == 1:
                 return BOOL
             return Int(size * 8, encoding in (5, 6)) if size in (1, 2, 4, 8) else Array(Int(8, False), size)
@@ -300,9 +300,9 @@ class Dwarf:
         return VOID
 
     def _record(self, die: DIE, written: DIE | None, size: int) -> Type:
-        word, name = _RECORD_TAGS[str(die.tag)], _name(die)
+        word, name = _RECORD_TAGS[str(die.tag)], die_name(die)
         if not name and written is not None and written.tag == "DW_TAG_typedef":
-            full = _name(written)
+            full = die_name(written)
         else:
             full = f"{word} {name}" if name else f"{word} #{die.offset:x}"
         if self._taken(full):
@@ -310,7 +310,7 @@ class Dwarf:
         if "DW_AT_declaration" in die.attributes:
             return Record(full, size)  # defined in another unit: found by name
         known = self._records.setdefault(full, die)
-        if known.offset != die.offset and (_value(known, "DW_AT_byte_size") or 0) != size:
+        if known.offset != die.offset and (value(known, "DW_AT_byte_size") or 0) != size:
             full = f"{full}#{die.offset:x}"
             self._records[full] = die
         return Record(full, size)
@@ -320,11 +320,11 @@ class Dwarf:
         counts = []
         for child in die.iter_children():
             if child.tag == "DW_TAG_subrange_type":
-                count = _value(child, "DW_AT_count")
-                upper = _value(child, "DW_AT_upper_bound")
+                count = value(child, "DW_AT_count")
+                upper = value(child, "DW_AT_upper_bound")
                 counts.append(count if count is not None else upper + 1 if upper is not None else 0)
         target = self._peel(self._type_die(die))
-        is_char = target is not None and _value(target, "DW_AT_encoding") in (6, 8)
+        is_char = target is not None and value(target, "DW_AT_encoding") in (6, 8)
         for position, count in enumerate(reversed(counts or [0])):
             if position == 0 and is_char and isinstance(element, Int) and element.bits == 8:
                 element = Str(count)
@@ -333,7 +333,7 @@ class Dwarf:
         return element
 
     def _peel(self, die: DIE | None) -> DIE | None:
-        for _ in range(_DEPTH):
+        for _ in range(DEPTH):
             if die is None or die.tag not in _PEELED:
                 return die
             die = self._type_die(die)
@@ -345,11 +345,11 @@ class Dwarf:
         die = self._origin(die)
         return die.get_DIE_from_attribute("DW_AT_type") if "DW_AT_type" in die.attributes else None
 
-    def spell(self, die: DIE | None, depth: int = _DEPTH) -> str:
+    def spell(self, die: DIE | None, depth: int = DEPTH) -> str:
         """A type as listings show it."""
         if die is None or not depth:
             return "void"
-        tag, name = str(die.tag), _name(die)
+        tag, name = str(die.tag), die_name(die)
         if tag in _RECORD_TAGS or tag == "DW_TAG_enumeration_type":
             return f"{_RECORD_TAGS.get(tag, 'enum')} {name or '<anonymous>'}"
         if tag in ("DW_TAG_base_type", "DW_TAG_typedef"):
@@ -400,63 +400,8 @@ class Dwarf:
             program = self._info.line_program_for_CU(unit)
             if program is None:
                 continue
-            names = _file_names(program, unit)
+            names = file_names(program, unit)
             for entry in program.get_entries():
                 state = entry.state
                 if state is not None and state.is_stmt and not state.end_sequence:
                     yield names.get(state.file, ""), state.line, state.column, state.address
-
-
-def _file_names(program: Any, unit: Any) -> dict[int, str]:
-    """Paths by the file numbers of a line table; they count from 1 before DWARF 5."""
-    import posixpath
-
-    header = program.header
-    five = header.version >= 5
-    folder = _text(unit.get_top_DIE().attributes.get("DW_AT_comp_dir"))
-    folders = [_decode(item) for item in header.include_directory]
-    if not five:
-        folders.insert(0, folder)
-    names = {}
-    for number, entry in enumerate(header.file_entry, 0 if five else 1):
-        name = _decode(entry.name)
-        place = folders[entry.dir_index] if entry.dir_index < len(folders) else ""
-        names[number] = posixpath.normpath(posixpath.join(folder, place, name))
-    return names
-
-
-def _decode(raw: object) -> str:
-    if isinstance(raw, bytes):
-        return raw.decode("utf-8", "replace")
-    return _decode(getattr(raw, "DW_LNCT_path", b"")) if not isinstance(raw, str) else raw
-
-
-def _text(attribute: Any) -> str:
-    return _decode(attribute.value) if attribute is not None and isinstance(attribute.value, bytes) else ""
-
-
-def _name(die: DIE) -> str:
-    """Name of a DIE or of what it is a copy of."""
-    for _ in range(_DEPTH):
-        if "DW_AT_name" in die.attributes:
-            return _text(die.attributes["DW_AT_name"])
-        for link in ("DW_AT_abstract_origin", "DW_AT_specification"):
-            if link in die.attributes:
-                die = die.get_DIE_from_attribute(link)
-                break
-        else:
-            return ""
-    return ""
-
-
-def _value(die: DIE, name: str) -> int | None:
-    attribute = die.attributes.get(name)
-    return attribute.value if attribute is not None and isinstance(attribute.value, int) else None
-
-
-def _high(die: DIE) -> int | None:
-    """DW_AT_high_pc is an address, or an offset from the low one."""
-    attribute, low = die.attributes.get("DW_AT_high_pc"), _value(die, "DW_AT_low_pc")
-    if attribute is None or low is None or not isinstance(attribute.value, int):
-        return None
-    return int(attribute.value) if attribute.form == "DW_FORM_addr" else low + int(attribute.value)

@@ -292,6 +292,12 @@ class TestArguments:
         assert fields["grid"][0] == Ptr(Array(Int(64), 3), "user")
         assert self.environment.record("point_t") is not None
 
+    @pytest.mark.skipif(not shutil.which("objcopy"), reason="needs binutils")
+    def test_without_a_table_of_ranges(self, types: Path, tmp_path: Path) -> None:
+        path = tmp_path / "plain"
+        subprocess.run(["objcopy", "--remove-section=.debug_aranges", types, path], check=True)
+        assert self.fields(path, "simple") == self.fields(types, "simple")
+
     def test_results(self, types: Path) -> None:
         assert self.args(types, "simple", "uretprobe").returns == Int(32)
         assert self.args(types, "result", "uretprobe").returns == Ptr(Record("struct outer", 40), "user")
