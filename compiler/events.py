@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from bpfseal.compiler.gen import Gen, is_signed
 from bpfseal.compiler.ir import I32, I64, PTR, Function, Value, const
-from bpfseal.compiler.layout import EVENT_HEADER, SESSION_STOPPED, EventField, EventLayout
+from bpfseal.compiler.layout import EVENT_HEADER, EventField, EventLayout
 from bpfseal.compiler.unit import Declared
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import Type, align_of, is_scalar, size_of
 
 _LOST = 0  # slot of the counters
+_FORCE_WAKEUP = 2  # BPF_RB_FORCE_WAKEUP
 
 
 def add_event(
@@ -141,9 +142,10 @@ def control(g: Gen, number: int, values: Sequence[tuple[int, Value]] = (), size:
 
 def _output(g: Gen, record: Value, size: int) -> None:
     ring, spare = g.unit.ring_index(), g.unit.control_index()
-    failed = g.helper_on_map("ringbuf_output", ring, "output", record, const(size), const(0))
+    wake = const(_FORCE_WAKEUP)
+    failed = g.helper_on_map("ringbuf_output", ring, "output", record, const(size), wake)
     with g.unless(g.fn.compare("eq", failed, const(0)), "full"):
-        failed = g.helper_on_map("ringbuf_output", spare, "output", record, const(size), const(0))
+        failed = g.helper_on_map("ringbuf_output", spare, "output", record, const(size), wake)
         with g.unless(g.fn.compare("eq", failed, const(0)), "lost"):
             count_failure(g, _LOST)
 
@@ -252,19 +254,7 @@ def exit_(g: Gen, node: typed.Call) -> None:
     number, offsets, size = add_event(g, "exit", node.span, types=[a.type for a in node.args])
     values = [(at, g.fn.integer(g.scalar(a), I64, is_signed(a.type))) for at, a in zip(offsets, node.args, strict=True)]
     control(g, number, values, size)
-    index = g.unit.session_index()
-    g.declared.use(index, "read", "write")
-    g.fn.store(const(1, I32), g.fn.add(g.unit.value(index), SESSION_STOPPED), 4)
     g.leave(None)
-
-
-def leave_when_stopped(g: Gen) -> None:
-    """At the start of a program that calls exit(): it is to do so once, and the client takes a moment to detach it."""
-    index = g.unit.session_index()
-    g.declared.use(index, "read")
-    stopped = g.fn.load(I32, g.fn.add(g.unit.value(index), SESSION_STOPPED), 4)
-    with g.when(g.truth(stopped), "stopped"):
-        g.leave(None)
 
 
 def time(g: Gen, node: typed.Call) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from bpfseal.compiler import kernel_index
-from bpfseal.compiler.kernel_names import c_integer, spelled
+from bpfseal.compiler.kernel_names import C_WORDS, c_integer, spelled
 from bpfseal.dsl.types import BOOL, VOID, Array, Enum, Field, Int, Ptr, Record, RecordInfo, Str, Type, Void
 from bpfseal.signer import btf as raw
 from bpfseal.signer.btf import Btf, BtfError
@@ -71,6 +71,8 @@ class KernelTypes:
         self._modules: dict[str, _Unit | None] = {}
         self._types: dict[tuple[str, int], Type] = {}
         self._records: dict[str, RecordInfo | None] = {}
+        self._named: dict[str, Type | None] = {}
+        self._loaded_names: list[str] | None = None
 
     # Names → ids
 
@@ -86,11 +88,13 @@ class KernelTypes:
         return unit.btf if unit is not None else None
 
     def modules(self) -> list[str]:
-        """Loaded modules that have BTF."""
-        try:
-            return sorted(name for name in os.listdir(_SYSFS) if name != "vmlinux")
-        except OSError:
-            return []
+        """Modules with BTF that were loaded when this was first asked."""
+        if self._loaded_names is None:
+            try:
+                self._loaded_names = sorted(name for name in os.listdir(_SYSFS) if name != "vmlinux")
+            except OSError:
+                self._loaded_names = []
+        return self._loaded_names
 
     def function_names(self) -> bytes:
         """Names of all functions in vmlinux BTF, sorted, each between newlines."""
@@ -127,6 +131,11 @@ class KernelTypes:
 
     def type_named(self, name: str) -> Type | None:
         """The type a C name stands for: "unsigned long", "pid_t", "struct sock *", "const char *"."""
+        if name not in self._named:
+            self._named[name] = self._type_named(name)
+        return self._named[name]
+
+    def _type_named(self, name: str) -> Type | None:
         words = name.replace("*", " * ").replace("const ", " ").replace("volatile ", " ").split()
         stars = 0
         while words and words[-1] in ("*", "const", "__user"):
@@ -383,7 +392,7 @@ class KernelTypes:
             for unit, id in self._everywhere(letter, words[1]):
                 return self._convert(unit, id)
             return None
-        if len(words) == 1:
+        if len(words) == 1 and words[0] not in C_WORDS:
             if words[0] == "void":
                 return VOID
             for unit, id in self._everywhere("t", words[0]):

@@ -8,7 +8,7 @@ from bpfseal.dsl.types import BOOL, Int, Type
 from bpfseal.signer import btf as raw
 from bpfseal.signer.btf import Btf
 
-_C_WORDS: Final = frozenset(("signed", "unsigned", "char", "short", "int", "long", "_Bool", "bool", "float", "double"))
+C_WORDS: Final = frozenset(("signed", "unsigned", "char", "short", "int", "long", "_Bool", "bool", "float", "double"))
 # fmt: off
 _FIXED: Final = {
     "u8": Int(8, False), "u16": Int(16, False), "u32": Int(32, False), "u64": Int(64, False),
@@ -24,7 +24,7 @@ def c_integer(words: list[str]) -> Type | None:
         return _FIXED[words[0]]
     if len(words) == 1 and words[0].endswith("_t"):
         return _FIXED.get(words[0].replace("uint", "u").replace("int", "s")[:-2])
-    if not set(words) <= _C_WORDS or "float" in words or "double" in words:
+    if not set(words) <= C_WORDS or "float" in words or "double" in words:
         return None
     if "_Bool" in words or "bool" in words:
         return BOOL if len(words) == 1 else None

@@ -15,7 +15,6 @@ from bpfseal.compiler.gen import (
     SCALARS,
     Gen,
     impossible,
-    is_signed,
     memory_type,
     register_type,
 )
@@ -290,16 +289,12 @@ def _alignment(place: Place, size: int) -> int:
 
 
 def read_bits(g: Gen, place: Place, field: Field, type: Type) -> Value:
-    """A bit-field."""
+    """A bit-field. As in the reference, never negative, whatever its type."""
     fn = g.fn
     value = fn.integer(read_scalar(g, place, types.Int(size_of(field.type) * 8, False)), I64)
     if field.bits < 64:
-        if is_signed(type):
-            value = fn.binary("shl", value, const(64 - field.bits - field.bit_offset))
-            value = fn.binary("ashr", value, const(64 - field.bits))
-        else:
-            value = fn.binary("lshr", value, const(field.bit_offset))
-            value = fn.binary("and", value, const((1 << field.bits) - 1))
+        value = fn.binary("lshr", value, const(field.bit_offset))
+        value = fn.binary("and", value, const((1 << field.bits) - 1))
     return g.truth(value) if isinstance(type, types.Bool) else fn.integer(value, register_type(type))
 
 

@@ -19,7 +19,7 @@ from bpfseal.compiler import (  # the handlers register themselves
     statements,
     values,
 )
-from bpfseal.compiler.analysis import nodes, unset_variables
+from bpfseal.compiler.analysis import unset_variables
 from bpfseal.compiler.args import syscall_number
 from bpfseal.compiler.callbacks import declare_variables
 from bpfseal.compiler.gen import STRIDE, Gen
@@ -76,8 +76,6 @@ def _write_program(unit: Unit, program: Program, probe: typed.Probe) -> None:
     g.probe_number = const(first, "i32")
     if program.kind in ("kprobe", "kretprobe") and unit.options.addresses is not None:
         _guard(g, program, unit.options.addresses)
-    if program.kind not in ("begin", "end") and _exits(probe):
-        events.leave_when_stopped(g)
     index = None
     if program.numbers:
         index = _dispatch(g, program, named)
@@ -90,10 +88,6 @@ def _write_program(unit: Unit, program: Program, probe: typed.Probe) -> None:
     g.statements(probe.body)
     g.fn.ret(const(program.result))
     unit.add_function(fn, g.declared)
-
-
-def _exits(probe: typed.Probe) -> bool:
-    return any(isinstance(n, typed.Call) and n.name == "exit" for n in nodes(probe.body))
 
 
 def _guard(g: Gen, program: Program, addresses: Mapping[str, int]) -> None:

@@ -99,7 +99,7 @@ def _equal_strings(g: Gen, left: typed.Expr, right: typed.Expr, count: int) -> V
     if isinstance(left, typed.StrLit):
         left, right = right, left
     if isinstance(right, typed.StrLit):
-        wanted = (right.value + b"\0")[:count]
+        wanted = (right.value.split(b"\0")[0] + b"\0")[:count]
         have = size_of(left.type)
         if len(wanted) > have:
             if b"\0" not in wanted[:have]:
@@ -274,7 +274,10 @@ def _find(g: Gen, node: typed.Call) -> Value:
     fn.start(go_on)
     have = fn.load(I8, fn.index(haystack, position), 1)
     fn.store(fn.binary("add", n, const(1)), at, 8)
-    fn.branch(fn.compare("eq", have, wanted), inner, next_start)
+    differ = fn.fresh("differ")
+    fn.branch(fn.compare("eq", have, wanted), inner, differ)
+    fn.start(differ)  # at the end of the text there is no more to come
+    fn.branch(g.truth(have), next_start, after)
     fn.start(next_start)
     fn.store(fn.binary("add", fn.load(I64, start, 8), const(1)), start, 8)
     fn.jump(outer)

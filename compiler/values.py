@@ -36,7 +36,7 @@ def _int(g: Gen, node: typed.Int) -> Value:
 
 def _literal(g: Gen, node: typed.StrLit, target: Value, clean: bool) -> None:
     size = size_of(node.type)
-    text = node.value[: size - 1]
+    text = node.value[: size - 1].split(b"\0")[0]
     if size > _LITERAL_INLINE and len(text) > _LITERAL_INLINE:
         g.copy(target, _constant(g, text, size), size)
         return

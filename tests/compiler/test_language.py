@@ -51,6 +51,7 @@ CASES = [
     ('$s = comm; print(strcontains($s, "zzz")); print(strcontains("haystack" , "st"));', "false\ntrue\n"),
     ('$s = "haystack"; $n = "st"; print(strstr($s, $n)); $n = "xx"; print(strstr($s, $n));', "3\n-1\n"),
     ('$s = "ab"; $t = "cd"; print(str_concat($s, $t));', "abcd\n"),
+    ('$s = "hello\\0test"; print(strcontains($s, "test")); print($s == "hello"); print($s);', "false\ntrue\nhello\n"),
     ('$s = "abc"; print($s[0]); $i = (uint64)2; print($s[$i]);', "97\n99\n"),
     (
         "$e = 2; print(strerror($e)); $e = 9999; print(strerror($e)); $e = -42; print(strerror($e));",
