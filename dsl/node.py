@@ -92,7 +92,7 @@ def node(cls: type[T]) -> type[T]:
     return result
 
 
-def replaced(value: T, **changes: Any) -> T:
+def replaced(value: T, /, **changes: Any) -> T:
     """`value`, a node, with some fields changed: dataclasses.replace without importing it."""
     cls: Any = type(value)
     return cls(*(changes[name] if name in changes else getattr(value, name) for name in cls.__match_args__))  # type: ignore[no-any-return]
