@@ -188,7 +188,11 @@ def map_items(fd: int, key_size: int, value_size: int, max_entries: int, *, dele
                 yield key, value
 
 
-def _batches(fd: int, key_size: int, value_size: int, max_entries: int, delete: bool) -> Iterator[tuple[bytes, bytes]]:
+def map_batches(
+    fd: int, key_size: int, value_size: int, max_entries: int, *, delete: bool = False
+) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """As map_items, batch by batch: (number of elements, their keys side by side, their values), valid until the next
+    one is asked for. Raises OSError where there are no batches."""
     command = MAP_LOOKUP_AND_DELETE_BATCH if delete else MAP_LOOKUP_BATCH
     room = min(max(max_entries, 1), max(1024, (1 << 20) // max(key_size + value_size, 1)))
     # The position is a u32 for hash maps and a key for array maps.
@@ -217,11 +221,16 @@ def _batches(fd: int, key_size: int, value_size: int, max_entries: int, delete: 
             done = True
         first = False
         count: int = struct.unpack_from("<I", attr, 32)[0]
-        raw_keys, raw_values = keys.raw, values.raw
-        for i in range(count):
-            yield raw_keys[i * key_size : (i + 1) * key_size], raw_values[i * value_size : (i + 1) * value_size]
+        yield count, memoryview(keys).cast("B")[: count * key_size], memoryview(values).cast("B")[: count * value_size]
         if done:
             return
+
+
+def _batches(fd: int, key_size: int, value_size: int, max_entries: int, delete: bool) -> Iterator[tuple[bytes, bytes]]:
+    for count, keys, values in map_batches(fd, key_size, value_size, max_entries, delete=delete):
+        raw_keys, raw_values = bytes(keys), bytes(values)
+        for i in range(count):
+            yield raw_keys[i * key_size : (i + 1) * key_size], raw_values[i * value_size : (i + 1) * value_size]
 
 
 def map_clear(fd: int, key_size: int, value_size: int, max_entries: int) -> None:
@@ -267,6 +276,7 @@ __all__ = [
     "bpf_buffer",
     "btf_load",
     "enable_stats",
+    "map_batches",
     "map_clear",
     "map_create",
     "map_delete",

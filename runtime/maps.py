@@ -14,6 +14,10 @@ from bpfseal.runtime.aggregates import Buckets, divide, sort_key, total
 from bpfseal.runtime.values import Fields, decoder
 
 _U32 = 4
+_CODES: dict[tuple[int, bool], Any] = {(1, False): "B", (1, True): "b", (2, False): "H", (2, True): "h"}
+_CODES |= {(4, False): "I", (4, True): "i", (8, False): "Q", (8, True): "q"}
+# (kind, per CPU) of values that are the sum of what their CPUs have
+_SUMMED = {("int", False), ("count", True), ("sum", True), ("count", False), ("sum", False)}
 
 
 class MapContents(msgspec.Struct, frozen=True):
@@ -81,9 +85,47 @@ class ScriptMap:
     def _user_key(self, key: bytes) -> Any:
         return self._key(key, 0) if self._key is not None else None
 
+    def _numbers(self) -> list[tuple[int, int]] | None:
+        """(value, key) of a hash map from one integer to one, sorted; None for other maps. Such maps have a million
+        keys now and then, and this takes a fifth of the time."""
+        layout = self.layout
+        if layout.key is None or layout.array or layout.bucket >= 0 or layout.present >= 0:
+            return None
+        key, value = (
+            _CODES.get((layout.key.size, layout.key.signed)),
+            _CODES.get((layout.value_size, layout.value.signed)),
+        )
+        if layout.key.kind != "int" or layout.key.name or layout.key_size != layout.key.size or key is None:
+            return None
+        if layout.value.name or value is None or (layout.value.kind, layout.per_cpu) not in _SUMMED:
+            return None
+        if layout.value.kind == "count":
+            value = "Q"
+        cpus = self._cpus
+        if cpus * layout.value_size != self._stride * cpus:
+            return None
+        pairs: list[tuple[int, int]] = []
+        try:
+            for _, keys, values in bpf.map_batches(self.fd, layout.key_size, self._stride * cpus, layout.max_entries):
+                numbers = values.cast(value)
+                if cpus == 1:
+                    pairs += zip(numbers, keys.cast(key), strict=True)
+                else:
+                    each = [numbers[cpu::cpus] for cpu in range(cpus)]
+                    pairs += zip(map(sum, zip(*each, strict=True)), keys.cast(key), strict=True)
+        except OSError:
+            return None
+        pairs.sort()
+        return pairs
+
     def contents(self, *, top: int = 0, div: int = 0) -> MapContents:
         """Everything, smallest first; the `top` largest, values divided by `div`, where given."""
-        items = sorted(self, key=sort_key(self.layout))
+        numbers = self._numbers()
+        items: list[tuple[Any, Any]]
+        if numbers is not None:
+            items = [(key, value) for value, key in numbers]
+        else:
+            items = sorted(self, key=sort_key(self.layout))
         if top:
             items = items[-top:]
         if div > 1:

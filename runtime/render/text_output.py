@@ -6,11 +6,21 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from bpfseal.compiler.layout import Shape
+from bpfseal.compiler.layout import MapLayout, Shape
 from bpfseal.runtime.maps import MapContents
 from bpfseal.runtime.render.histogram import linear_label, log2_label, rows
 from bpfseal.runtime.render.text import TextValues, visible
 from bpfseal.runtime.render.trouble import Trouble
+
+_CHUNK = 8192
+
+
+def _plain(layout: MapLayout) -> bool:
+    """Both key and value print as Python prints integers."""
+    key, value = layout.key, layout.value
+    if key is None or key.kind != "int" or key.name or value.name:
+        return False
+    return value.kind in ("int", "count", "sum", "min", "max", "avg")
 
 
 class TextOutput:
@@ -49,6 +59,12 @@ class TextOutput:
 
     def map(self, contents: MapContents) -> None:
         write = self._write
+        if _plain(contents.layout):
+            # Without a look at each: maps of numbers can be large.
+            head, items = f"{contents.name}[", contents.items
+            for at in range(0, len(items), _CHUNK):
+                write("".join([f"{head}{key}]: {value}\n" for key, value in items[at : at + _CHUNK]]))
+            return
         for key, value in contents.items:
             name = contents.name if key is None else f"{contents.name}[{self._values.key(key)}]"
             match contents.kind:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import loader_blob as blob
