@@ -256,18 +256,17 @@ class Dwarf:
 
     def _bitfield(self, member: DIE, name: str, type: Type, offset: int, bits: int) -> Field:
         """DW_AT_data_bit_offset counts from the record's start (DWARF 4), DW_AT_bit_offset from the storage unit's
-        high end (before)."""
+        high end (before). As in the kernel's records they are never negative."""
         first = value(member, "DW_AT_data_bit_offset")
         if first is None:
             storage = (value(member, "DW_AT_byte_size") or size_of(type) or 4) * 8
             first = storage - (value(member, "DW_AT_bit_offset") or 0) - bits
         at = offset * 8 + first
-        signed = isinstance(type, Int) and type.signed
         for size in (1, 2, 4, 8):
             start = at // 8 // size * size
             if at + bits <= (start + size) * 8:
-                return Field(name, Int(size * 8, signed), start, bits, at - start * 8)
-        return Field(name, Int(64, signed), at // 8, bits, at % 8)
+                return Field(name, Int(size * 8, False), start, bits, at - start * 8)
+        return Field(name, Int(64, False), at // 8, bits, at % 8)
 
     def convert(self, die: DIE | None) -> Type:
         """A type of the language; pointers are to user memory."""
