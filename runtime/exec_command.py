@@ -7,44 +7,66 @@ For tools that know nothing of signatures, on kernels that require them. docs/ex
 
 from __future__ import annotations
 
-import argparse
 import os
-from typing import Any
+import sys
 
 from bpfseal.errors import BpfsealError, UsageError
 
+HELP = """\
+usage: bpfseal exec [OPTIONS] -- COMMAND [ARGUMENT …]
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UsageError(message, hint=f"{self.prog} --help")
+Run a command whose BPF programs are analysed, put to policy, sealed and loaded for it.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="bpfseal exec",
-        usage="%(prog)s [OPTIONS] -- COMMAND [ARGUMENT …]",
-        description="Run a command whose BPF programs are analysed, put to policy, sealed and loaded for it.",
-    )
-    parser.add_argument("--signing", choices=("auto", "require", "off"), default="auto", help="default: auto")
-    parser.add_argument("--policy", metavar="FILE", help="policy of a private helper, instead of the system's")
-    parser.add_argument("--unsafe", action="store_true", help="let a private helper sign what changes other programs")
-    parser.add_argument("-v", "--verbose", action="store_true", help="a line for every program, loaded or not")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser
+  --signing MODE   auto (default), require or off
+  --policy FILE    policy of a private helper, instead of the system's
+  --unsafe         let a private helper sign what changes other programs
+  -v, --verbose    a line for every program, loaded or not
+  -h, --help       this text
+"""
 
 
 def main(argv: list[str]) -> int:
     """`argv` without `bpfseal exec`; the command's exit status, 128 and the number for one that a signal ended. Raises
     BpfsealError."""
-    options = _parser().parse_args(argv)
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    options, command = _parse(argv)
+    if "help" in options:
+        sys.stdout.write(HELP)
+        return 0
     if not command:
         raise UsageError("no command to run", hint="bpfseal exec -- bpftrace -e 'BEGIN { exit(); }'")
     _look_into_processes()
     from bpfseal.runtime.bridge.supervisor import Supervisor
 
-    supervisor = Supervisor(options.signing, options.policy, unsafe=options.unsafe, verbose=options.verbose)
+    supervisor = Supervisor(
+        options.get("signing", "auto"), options.get("policy"), unsafe="unsafe" in options, verbose="verbose" in options
+    )
     return supervisor.run(command)
+
+
+_SHORT = {"-v": "--verbose", "-h": "--help"}
+
+
+def _parse(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Options by name and the command: what follows `--` or the last option. By hand, since every command under the
+    bridge starts only after this."""
+    options: dict[str, str] = {}
+    rest = list(argv)
+    while rest and rest[0].startswith("-"):
+        word = rest.pop(0)
+        if word == "--":
+            break
+        name, equals, value = _SHORT.get(word, word).partition("=")
+        if name in ("--signing", "--policy"):
+            if not equals and not rest:
+                raise UsageError(f"{name} needs a value", hint="bpfseal exec --help")
+            options[name[2:]] = value if equals else rest.pop(0)
+        elif name in ("--unsafe", "--verbose", "--help") and not equals:
+            options[name[2:]] = ""
+        else:
+            raise UsageError(f"unknown option {word}", hint="bpfseal exec --help")
+    if options.get("signing", "auto") not in ("auto", "require", "off"):
+        raise UsageError(f"--signing is auto, require or off, not {options['signing']}")
+    return options, rest
 
 
 def _look_into_processes() -> None:

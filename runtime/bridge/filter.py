@@ -8,9 +8,9 @@ seccomp_data` from include/uapi/linux/seccomp.h, numbers from the kernel's syste
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
-import socket
 import struct
 from collections.abc import Collection, Mapping
 from typing import Final
@@ -79,32 +79,36 @@ class Command:
     def __init__(self, argv: list[str], mask: Collection[int]) -> None:
         """Starts `argv`, found as a shell would, with the signals of `mask` blocked. It is killed when this process
         is. Raises BpfsealError, with a shell's status, if it cannot be started."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        words, told = os.pipe()
+        held, go = os.pipe()
         parent = os.getpid()
+        self.listener = -1
         self.pid = os.fork()
         if not self.pid:
-            ours.close()
-            _become(argv, mask, theirs, parent)
-        theirs.close()
-        self.listener = -1
-        self.pidfd = os.pidfd_open(self.pid)
-        with ours:
-            self._meet(argv[0], ours)
+            os.close(go)
+            _become(argv, mask, told, held, parent)
+        os.close(told)
+        os.close(held)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+            self._meet(argv[0], words, go)
+        finally:
+            os.close(words)
+            os.close(go)
 
-    def _meet(self, name: str, sock: socket.socket) -> None:
-        what, code = _receive(sock, self)
+    def _meet(self, name: str, words: int, go: int) -> None:
+        what, number = _word(words)
+        if what == b"listener":
+            self.listener = syscall("pidfd_getfd", self.pidfd, number, 0)
+            os.write(go, b"1")
+            what, number = _word(words)  # nothing comes if the exec closed the other end
         if what == b"filter":
-            why = "it runs under a filter of that kind already" if code == 16 else os.strerror(code)
-            self._give_up()
+            why = "it runs under a filter of that kind already" if number == errno.EBUSY else os.strerror(number)
+            self.close()
             raise BpfsealError(f"cannot watch the system calls of {name}: {why}")
-        what, code = _receive(sock, self)  # nothing comes if the exec closed the other end
         if what == b"exec":
-            self._give_up()
-            raise _CannotRun(f"cannot run {name}: {os.strerror(code)}", 127 if code == 2 else 126)
-
-    def _give_up(self) -> None:
-        self.status()
-        self.close()
+            self.close()
+            raise _CannotRun(f"cannot run {name}: {os.strerror(number)}", 127 if number == errno.ENOENT else 126)
 
     def signal(self, number: int) -> None:
         try:
@@ -135,17 +139,13 @@ class _CannotRun(BpfsealError):
         self.status = status
 
 
-def _receive(sock: socket.socket, command: Command) -> tuple[bytes, int]:
-    """A word of the child's and a number; keeps the listener that comes with "ready"."""
-    data, fds, _flags, _address = socket.recv_fds(sock, 64, 1)
-    if fds:
-        command.listener = fds[0]
-        os.set_inheritable(command.listener, False)
-    word, _, number = data.partition(b" ")
+def _word(pipe: int) -> tuple[bytes, int]:
+    """A word of the child's and a number, fixed in length so that words cannot run together."""
+    word, _, number = os.read(pipe, 32).strip().partition(b" ")
     return word, int(number or 0)
 
 
-def _become(argv: list[str], mask: Collection[int], sock: socket.socket, parent: int) -> None:
+def _become(argv: list[str], mask: Collection[int], told: int, held: int, parent: int) -> None:
     """In the child; never returns."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -159,12 +159,12 @@ def _become(argv: list[str], mask: Collection[int], sock: socket.socket, parent:
         try:
             listener = install()
         except OSError as error:
-            sock.send(b"filter %d" % (error.errno or 1))
+            os.write(told, (b"filter %d" % (error.errno or 1)).ljust(32))
             os._exit(1)
-        socket.send_fds(sock, [b"ready"], [listener])
-        os.close(listener)
-        os.execvp(argv[0], argv)
+        os.write(told, (b"listener %d" % listener).ljust(32))
+        if os.read(held, 1):  # until the supervisor has its copy
+            os.execvp(argv[0], argv)
     except OSError as error:
-        sock.send(b"exec %d" % (error.errno or 1))
+        os.write(told, (b"exec %d" % (error.errno or 1)).ljust(32))
     finally:
         os._exit(127)

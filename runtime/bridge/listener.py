@@ -9,8 +9,7 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 _NOTIF: Final = struct.Struct("=QIIiIQ6Q")  # id, pid, flags, then seccomp_data: nr, arch, ip, args
 _RESPONSE: Final = struct.Struct("=QqiI")  # id, val, error, flags
@@ -19,8 +18,7 @@ _RECV, _SEND, _ID_VALID, _ADDFD_CALL = 0xC0502100, 0xC0182101, 0x40082102, 0x401
 _ADDFD_SEND: Final = 1 << 1  # the descriptor's number becomes the call's result, in one step
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A stopped bpf(2): `thread` as seen by this process, address and size of the attributes."""
 
     id: int
