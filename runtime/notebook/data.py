@@ -29,7 +29,6 @@ class Seal:
     why: str = ""
     certificate: str = ""
     record: int = 0
-    algorithm: str = ""
 
 
 class Data:

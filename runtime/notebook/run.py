@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.notebook.data import Data, Seal, Snapshot
@@ -77,6 +77,10 @@ class Run(Data):
             raise
         if self.error is not None:
             self._thread.join()
+            if isinstance(self.error, BpfsealError):
+                from bpfseal.runtime.notebook.trouble import explained
+
+                raise explained(self.error) from self.error
             raise self.error
         return self
 
@@ -242,17 +246,13 @@ class Run(Data):
 
 def describe(sealer: Sealer, sealed: SealedBundle) -> Seal:
     """What the badge says. Asks the helper, which is up since it has just sealed."""
-    client: Any = sealer.client
+    client = sealer.client
     if client is None:
         return Seal(why="signing is off")
-    if sealed.abi == 0:
-        by, why = client.mode, client.why_unverified()
-    else:
-        by, why = client.mode, ""
     return Seal(
-        signed_by=f"{by} helper",
+        signed_by=f"{client.mode} helper",
         verified=sealed.abi > 0 and bool(sealed.signature),
-        why=why,
+        why=client.why_unverified() if sealed.abi == 0 else "",
         certificate=sealed.certificate.hex(),
         record=sealed.record,
     )

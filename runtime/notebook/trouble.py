@@ -22,6 +22,23 @@ class TraceFailed(BpfsealError):
         return self.lines
 
 
+def explained(error: BpfsealError) -> BpfsealError:
+    """An error of loading with what this process lacks, where that is the reason: a notebook's server is often started
+    by somebody without the rights that tracing takes."""
+    from bpfseal.runtime.doctor import _privileges
+
+    if "EPERM" not in error.message or getattr(error, "diagnostics", None):
+        return error
+    privileges = _privileges()
+    if privileges.ok:
+        return error
+    return BpfsealError(
+        error.message,
+        hint=f"this notebook's kernel may not trace: {privileges.why}; Jupyter itself has to be started with that",
+        status=error.status,
+    )
+
+
 def text(error: BpfsealError) -> str:
     """As on the command line: the place marked where there is one, and the hint."""
     render = getattr(error, "render", None)

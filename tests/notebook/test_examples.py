@@ -64,3 +64,48 @@ def test_committed_outputs_are_whole(path: Path) -> None:
     kinds = {output.output_type for cell in code for output in cell.outputs}
     assert "error" not in kinds
     assert any(cell.outputs for cell in code)
+
+
+def test_the_stop_button_of_a_real_kernel(tmp_path: Path) -> None:
+    """Jupyter interrupts the whole process group: the trace ends, its helper does not, the data stays."""
+    manager_module = pytest.importorskip("jupyter_client.manager", reason="jupyter_client is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    manager, client = manager_module.start_new_kernel(
+        kernel_name="python3", cwd=str(tmp_path), env={**os.environ, "IPYTHONDIR": str(tmp_path)}
+    )
+    try:
+        outputs: list[Any] = []
+
+        def run(code: str) -> str:
+            outputs.clear()
+            client.execute_interactive(code, timeout=120, output_hook=outputs.append)
+            return "".join(
+                o["content"].get("text", "") or o["content"].get("data", {}).get("text/plain", "") for o in outputs
+            )
+
+        run("%load_ext bpfseal")
+        interrupt = (
+            "import os, signal, threading, time\n"
+            "def stop():\n"
+            "    while getattr(get_ipython().user_ns.get('t'), 'state', '') != 'running':\n"
+            "        time.sleep(0.05)\n"
+            "    time.sleep(0.3)\n"
+            "    os.killpg(os.getpgrp(), signal.SIGINT)\n"
+            "threading.Thread(target=stop).start()\n"
+        )
+        run(interrupt)
+        shown = run("%%bpfseal --name t --for 60s\nBEGIN { @begun = 42; } interval:s:50 { @late = 1; }")
+        assert "@begun: 42" in shown
+        assert "interrupted" in run("t.state")
+        # The kernel goes on, and traces again.
+        assert "@again: 7" in run("%bpfseal BEGIN { @again = 7; exit(); }")
+        wrong = run("%bpfseal BEGIN { @x = nonsense; }")
+        assert "nonsense" in wrong
+        htmls = [o["content"].get("data", {}).get("text/html", "") for o in outputs]
+        assert any("bpfseal-error" in one for one in htmls)
+        errors = [o["content"] for o in outputs if o["msg_type"] == "error"]
+        assert [error["ename"] for error in errors] == ["TraceFailed"]
+        assert len(errors[0]["traceback"]) == 1
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -254,6 +254,106 @@ def test_completion(ipython: Any) -> None:
     assert offered("print('a')\npri") == []
 
 
+def test_missing_rights_are_named(tmp_path: Any) -> None:
+    import shutil
+    import subprocess
+    import sys
+
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or os.geteuid() != 0:
+        pytest.skip("needs root and setpriv(1) to give rights away")
+    text = (
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "s = InteractiveShell.instance(); s.history_manager.enabled = False\n"
+        "s.run_line_magic('load_ext', 'bpfseal')\n"
+        "s.run_cell('%bpfseal --signing off BEGIN { @ = 1; exit(); }')\n"
+    )
+    done = subprocess.run(
+        [setpriv, "--bounding-set=-bpf,-perfmon,-sys_admin", sys.executable, "-c", text],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "IPYTHONDIR": str(tmp_path)},
+    )
+    assert "run as root, or with CAP_BPF and CAP_PERFMON" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_completion_through_ipython(ipython: Any) -> None:
+    from IPython.core.completer import provisionalcompleter
+
+    text = "%%bpfseal --for 1s\nBEGIN { prin"
+    with provisionalcompleter():
+        found = list(ipython.Completer.completions(text, len(text)))
+    assert {"print(", "printf("} <= {one.text for one in found}
+    assert {(one.start, one.end) for one in found} == {(len(text) - 4, len(text))}
+    plain = "some_variable = 3; pri"
+    with provisionalcompleter():
+        assert "printf(" not in {one.text for one in ipython.Completer.completions(plain, len(plain))}
+
+
+def test_a_stream_keeps_its_newest_events(cell: Any) -> None:
+    done = cell(
+        f'%%bpfseal --name few --background --keep 10\n{OPENS} {{ printf("%s %d\\n", str(args.filename), cpu); }}'
+    )
+    assert done.error is None, done.out
+    for number in range(60):
+        try:
+            os.open(f"/nonexistent/{number}", os.O_RDONLY)
+        except FileNotFoundError:
+            time.sleep(0.005)
+    trace = done.value.stop()
+    kept = list(trace.events.filename)
+    assert kept[-1] == "/nonexistent/59"
+    assert len(kept) <= 60
+    assert trace.snapshot().recording.dropped + len(trace.snapshot().entries) >= 60
+
+
+def test_commands_and_processes(cell: Any) -> None:
+    trace = cell(
+        "%%bpfseal --cmd 'cat /etc/hostname'\nt:syscalls:sys_enter_openat /pid == cpid/ { @[comm] = count(); }"
+    ).value
+    assert trace["@"].comm.tolist() == ["cat"]
+    missing = cell("%bpfseal --cmd /nonexistent/command BEGIN { @ = 1; }")
+    assert "/nonexistent/command" in missing.out
+    assert not owned()
+
+
+def test_unloading_stops_what_runs(ipython: Any, cell: Any) -> None:
+    trace = cell("%%bpfseal --background\ninterval:s:9 { @ = 1; }").value
+    cell("%unload_ext bpfseal")
+    try:
+        assert not trace.running
+        gone = cell("%bpfseal BEGIN { exit(); }")
+        assert gone.value is None
+        assert "not found" in gone.out + gone.err
+    finally:
+        cell("%load_ext bpfseal")
+    assert cell("%bpfseal BEGIN { @ = 3; exit(); }").value.maps == {"@": {None: 3}}
+
+
+def test_charts_with_matplotlib(cell: Any) -> None:
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    matplotlib.use("Agg")
+    trace = cell('%bpfseal BEGIN { @h = hist(3); @c["a"] = count(); @c["b"] = count(); exit(); }').value
+    axes = trace.plot("@h")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["[2, 4)"]
+    axes = trace.plot("c")
+    assert sorted(label.get_text() for label in axes.get_yticklabels()) == ["a", "b"]
+    from bpfseal.errors import BpfsealError
+
+    with pytest.raises(BpfsealError, match="which map"):
+        trace.plot()
+
+
+def test_polars_and_arrow(cell: Any) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    trace = cell('%bpfseal BEGIN { @c["a"] = count(); printf("%d %s\\n", 5, "x"); exit(); }').value
+    assert trace.arrow("@c").to_pydict() == {"key": ["a"], "count": [1]}
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    assert isinstance(trace.polars(), polars.DataFrame)
+
+
 def test_nothing_is_left_of_a_dead_process() -> None:
     """What a killed notebook kernel had loaded dies with it, and so does its private helper."""
     import subprocess
