@@ -6,6 +6,7 @@ from bpfseal.compiler import args
 from bpfseal.compiler.arch import registers
 from bpfseal.compiler.gen import Gen, Memory, Scalar, impossible
 from bpfseal.compiler.ir import I32, I64, Value, const
+from bpfseal.compiler.loops import may_leave
 from bpfseal.compiler.unit import Unit
 from bpfseal.dsl import typed, types
 from bpfseal.errors import BpfsealError
@@ -13,6 +14,8 @@ from bpfseal.errors import BpfsealError
 _USER_STACK = 1 << 8  # BPF_F_USER_STACK
 _USER_BUILD_ID = 1 << 11  # BPF_F_USER_BUILD_ID
 _PSEUDO_BTF_ID = 3
+_BUILD_ID = 32  # struct bpf_stack_build_id
+_SEED, _FACTOR = 0x27220A95, 0x165667B19E3779F9  # odd, with bits in every part
 
 
 def _tgid(g: Gen) -> Value:
@@ -76,27 +79,66 @@ def _reg(g: Gen, node: typed.Call) -> Value:
 
 def _stack(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
     """i64 id in the stack map, u32 pid, u32 probe, u64 frames. Kernel stacks have no pid: they are the same in every
-    process."""
-    type = node.type
+    process.
+
+    The id is a hash of the frames, over 63 bits. The kernel's own stack maps have one place per hash of a few bits and
+    drop a stack whose place is taken, which loses a percent of them soon and most of them in the end."""
+    fn, type = g.fn, node.type
     assert isinstance(type, types.Stack)
+    build_id = type.mode == "build_id"
+    buffer, size, got = _get_stack(g, type)
+    words = fn.binary("lshr", got, const(3))
+    id = _hash(g, buffer, words, size // 8)
+    key = g.buffer(8)
+    fn.store(id, key, 8)
+    index = g.unit.stack_map(type.space, type.depth, build_id)
+    known = g.helper_on_map("map_lookup_elem", index, "read", key)
+    with g.when(fn.is_null(known), "unknown"):
+        g.helper_on_map("map_update_elem", index, "write", key, buffer, const(0))
+    fn.store(id, target, 8)
     user = type.space == "user"
-    index = g.unit.stack_map(type.space, type.depth, type.mode == "build_id")
-    g.declared.use(index, "write")
-    map = g.unit.map(index)
-    id = g.helper("get_stackid", g.ctx, map, const(_USER_STACK if user else 0))
-    g.fn.store(id, target, 8)
-    g.fn.store(g.fn.integer(_tgid(g), I64) if user else const(0), g.fn.add(target, 8), 8)
-    frames = count_frames(g, type) if g.unit.counts_frames else const(0)
-    g.fn.store(frames, g.fn.add(target, 16), 8)
+    fn.store(fn.integer(_tgid(g), I64) if user else const(0), fn.add(target, 8), 8)
+    frames = fn.binary("lshr", words, const(2)) if build_id else words
+    fn.store(frames, fn.add(target, 16), 8)
+
+
+def _get_stack(g: Gen, type: types.Stack) -> tuple[Value, int, Value]:
+    """(buffer, its size, bytes in it). What is behind the frames is zero."""
+    size = max(type.depth, 1) * (_BUILD_ID if type.mode == "build_id" else 8)
+    flags = (_USER_STACK if type.space == "user" else 0) | (_USER_BUILD_ID if type.mode == "build_id" else 0)
+    buffer = g.locate(g.reserve_scratch(size))
+    got = g.helper("get_stack", g.ctx, buffer, const(size), const(flags))
+    return buffer, size, g.fn.select(g.fn.compare("sgt", got, const(0)), got, const(0))
+
+
+def _hash(g: Gen, buffer: Value, words: Value, most: int) -> Value:
+    """A positive number for the words of a buffer."""
+    fn = g.fn
+    state, at = fn.slot(I64), fn.slot(I64)
+    fn.store(const(_SEED), state, 8)
+    fn.store(g.unknown_zero(), at, 8)
+    end = fn.binary("shl", words, const(3))
+    again, inside, bounded, after = (fn.fresh(h) for h in ("hash", "word", "bounded", "hashed"))
+    fn.start(again)
+    may_leave(g, after)
+    here = fn.load(I64, at, 8)
+    fn.branch(fn.compare("ult", here, end), inside, after)
+    fn.start(inside)
+    fn.branch(fn.compare("ult", here, const(8 * most)), bounded, after)
+    fn.start(bounded)
+    mixed = fn.binary("xor", fn.load(I64, state, 8), fn.load(I64, fn.index(buffer, here), 8))
+    mixed = fn.binary("mul", mixed, const(_FACTOR))
+    fn.store(fn.binary("xor", mixed, fn.binary("lshr", mixed, const(32))), state, 8)
+    fn.store(fn.binary("add", here, const(8)), at, 8)
+    fn.jump(again)
+    fn.start(after)
+    return fn.binary("lshr", fn.load(I64, state, 8), const(1))
 
 
 def count_frames(g: Gen, type: types.Stack) -> Value:
     """Number of frames of the current stack."""
-    size = type.depth * 8
-    target = g.locate(g.reserve_scratch(size))
-    got = g.helper("get_stack", g.ctx, target, const(size), const(_USER_STACK if type.space == "user" else 0))
-    good = g.fn.compare("sgt", got, const(0))
-    return g.fn.binary("lshr", g.fn.select(good, got, const(0)), const(3))
+    _, _, got = _get_stack(g, type)
+    return g.fn.binary("lshr", got, const(5 if type.mode == "build_id" else 3))
 
 
 SCALARS: dict[str, Scalar] = {

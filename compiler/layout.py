@@ -173,7 +173,9 @@ class Reader(Record, frozen=True):
               when the first is full, -1 for none
     counters  index of the PERCPU_ARRAY of u64: slot 0 lost events; slot 1 + n failed updates of maps[n]; -1 for none
     session   index of the session ARRAY (SESSION_* above), -1 when no program reads it
-    stacks    indexes of the stack maps by "kernel"/"user" + "_" + depth (with "_build_id" behind it for that mode)
+    stacks    indexes of the maps of stacks by "kernel"/"user" + "_" + depth (with "_build_id" behind it for that mode):
+              HASH, key: the i64 id of a stack value, value: u64 addresses (build ids: struct bpf_stack_build_id), as
+              many as the stack value says, then zeros
     deferred  index of the PERCPU_ARRAY of u64 about deferred work: slot 0 scheduled, 1 run, 2 dropped (its task already
               had the same block pending, or no room); -1 without
     formats   texts that values name by number: the formats of Timestamp values, the filters of CgroupPath values

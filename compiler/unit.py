@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -13,7 +12,7 @@ from bpfseal.compiler.ir import PTR, Function, Value
 from bpfseal.compiler.layout import EventLayout, MapLayout
 from bpfseal.compiler.options import Options
 from bpfseal.compiler.shapes import Shapes
-from bpfseal.dsl.typed import Call, MapDef, TypedScript
+from bpfseal.dsl.typed import MapDef, TypedScript
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.bundle import MapSpec
 
@@ -22,10 +21,11 @@ if TYPE_CHECKING:
     from bpfseal.compiler.mapping import ScriptMap
 
 # Map types, enum bpf_map_type in include/uapi/linux/bpf.h
-HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, STACK_TRACE, LRU_HASH, LRU_PERCPU_HASH = 1, 2, 5, 6, 7, 9, 10
+HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH = 1, 2, 5, 6, 9, 10
 RINGBUF = 27
 
-_STACK_ENTRIES = 16384
+_STACK_ENTRIES = 1 << 17
+_NO_PREALLOC = 1 << 0  # BPF_F_NO_PREALLOC
 _CONTROL_BYTES = 1 << 16
 _CACHE_LINE = 64
 
@@ -148,16 +148,17 @@ class Unit:
         return self.deferred
 
     def stack_map(self, space: str, depth: int, build_id: bool) -> int:
+        """The map of stacks: u64 hash to frames. Memory is taken when there is something to keep."""
         key = f"{space}_{depth}" + ("_build_id" if build_id else "")
         if key not in self.stacks:
             self.stacks[key] = self.add_map(
                 MapSpec(
                     name=f"stacks_{key}"[:15],
-                    type=STACK_TRACE,
-                    key_size=4,
+                    type=HASH,
+                    key_size=8,
                     value_size=max(depth, 1) * (32 if build_id else 8),
                     max_entries=_STACK_ENTRIES,
-                    flags=1 << 5 if build_id else 0,  # BPF_F_STACK_BUILD_ID
+                    flags=_NO_PREALLOC,
                 )
             )
         return self.stacks[key]
@@ -228,16 +229,6 @@ class Unit:
         return _distinct([spec for spec in self.maps if spec is not None])
 
     # Functions
-
-    @cached_property
-    def counts_frames(self) -> bool:
-        """Whether the script asks how many frames a stack has after it was taken."""
-        from bpfseal.compiler.analysis import nodes
-
-        calls = (n for body in (self.script.probes, self.script.functions) for n in nodes(body))
-        return any(
-            isinstance(n, Call) and n.name == "len" and n.args and not isinstance(n.args[0], Call) for n in calls
-        )
 
     def kfunc_id(self, name: str) -> int:
         """BTF id of a kernel function."""

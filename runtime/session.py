@@ -465,7 +465,7 @@ class Session:
         if value.id < 0 or name not in self.reader.stacks:
             return []
         index = self.reader.stacks[name]
-        raw = bpf.map_lookup(self.map_fd(index), struct.pack("<I", value.id), self.bundle.maps[index].value_size)
+        raw = bpf.map_lookup(self.map_fd(index), struct.pack("<q", value.id), self.bundle.maps[index].value_size)
         if raw is None:
             return []
         frames = struct.unpack(f"<{len(raw) // 8}Q", raw)
