@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,8 +14,17 @@ from bpfseal.runtime.aggregates import Buckets, divide, sort_key, total
 from bpfseal.runtime.values import Fields, decoder
 
 _U32 = 4
-_CODES: dict[tuple[int, bool], Any] = {(1, False): "B", (1, True): "b", (2, False): "H", (2, True): "h"}
-_CODES |= {(4, False): "I", (4, True): "i", (8, False): "Q", (8, True): "q"}
+_Code = Literal["b", "B", "h", "H", "i", "I", "q", "Q"]
+_CODES: dict[tuple[int, bool], _Code] = {
+    (1, False): "B",
+    (1, True): "b",
+    (2, False): "H",
+    (2, True): "h",
+    (4, False): "I",
+    (4, True): "i",
+    (8, False): "Q",
+    (8, True): "q",
+}
 # (kind, per CPU) of values that are the sum of what their CPUs have
 _SUMMED = {("int", False), ("count", True), ("sum", True), ("count", False), ("sum", False)}
 
@@ -100,7 +109,7 @@ class ScriptMap:
         if layout.value.name or value is None or (layout.value.kind, layout.per_cpu) not in _SUMMED:
             return None
         if layout.value.kind == "count":
-            value = "Q"
+            value = _CODES[8, False]
         cpus = self._cpus
         if cpus * layout.value_size != self._stride * cpus:
             return None
