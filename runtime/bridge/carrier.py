@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+import re
 import struct
 import sys
 import time
@@ -103,6 +104,8 @@ class Carrier:
             raise _Refusal(error.message, load.name if load else error.program, errno.EPERM) from None
         except SealRefused as error:
             reason = "; ".join(error.reasons[:8]) or error.message
+            if error.rule == "helper" and (unknown := re.search(r"unknown helper (\d+)", reason)):
+                raise ToolError(errno.EINVAL, f"invalid func unknown#{unknown[1]}\n") from None
             raise _Refusal(reason, load.name if load else "?", _AS_VERIFIER.get(error.rule, errno.EPERM)) from None
         except BpfsealError as error:
             hint = f" ({error.hint})" if error.hint else ""

@@ -144,6 +144,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "fd_array with its length": lambda: load(with_map(5, 0), fd_array=array_of(array()), fd_array_cnt=1),
     "index without fd_array": lambda: load(with_map(5, 0)),
     "helper without arguments": lambda: load(call(1)),
+    "unknown helper": lambda: load(call(9999)),
     "helper of other types": lambda: load(call(9)),
     "target on a plain type": lambda: load(btf_id=1),
     "BTF that is none": lambda: load(func_info=records(0, 1), func_cnt=1, func_size=8, btf_fd=999),
