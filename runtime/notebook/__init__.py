@@ -9,7 +9,9 @@ from typing import Any
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Register the magics, their completions, and the highlighting of cells where the front end allows it."""
+    """Register the magics and their completion."""
+    import atexit
+
     from bpfseal.runtime.notebook.completion import install
     from bpfseal.runtime.notebook.magics import BpfsealMagics
 
@@ -19,16 +21,21 @@ def load_ipython_extension(shell: Any) -> None:
     shell.register_magics(magics)
     shell.bpfseal_magics = magics
     install(shell)
+    # The traces' threads do not keep Python from leaving, so an orderly end has to be asked for.
+    atexit.register(magics.close)
 
 
 def unload_ipython_extension(shell: Any) -> None:
     """Stop what runs, and take magics and completions away again."""
+    import atexit
+
     from bpfseal.runtime.notebook.completion import remove
 
     magics = getattr(shell, "bpfseal_magics", None)
     if magics is None:
         return
     magics.close()
+    atexit.unregister(magics.close)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("bpfseal", None)
     remove(shell)

@@ -404,3 +404,19 @@ def _objects(pid: int) -> set[int]:
         if "prog_id" in fields:
             found.add(int(fields["prog_id"]))
     return found
+
+
+def test_what_is_traced_cannot_control_the_page_or_the_terminal(cell: Any) -> None:
+    cell("bad = '<script>alert(1)</script>\\x1b[2J&'")
+    trace = cell(
+        '%%bpfseal\nBEGIN { $b = ${bad}; @m[$b] = count(); @h[$b] = hist(1); printf("%s\\n", $b); print($b); exit(); }'
+    ).value
+    html = trace._repr_html_()
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 4
+    assert "\x1b" not in html
+    plain = trace._repr_mimebundle_()["text/plain"]
+    assert "\x1b" not in plain
+    assert "\\x1b[2J" in plain
+    # The data themselves are as they were.
+    assert trace["@m"].iloc[0, 0] == "<script>alert(1)</script>\x1b[2J&"

@@ -341,3 +341,14 @@ def test_import_of_bpfseal_stays_free() -> None:
     )
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert done.stdout == "False 1\n"
+
+
+def test_the_registered_lexer_is_there() -> None:
+    pytest.importorskip("pygments")
+    import tomllib
+    from importlib import import_module
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    module, _, name = project["entry-points"]["pygments.lexers"]["bpfseal"].partition(":")
+    assert "bpftrace" in getattr(import_module(module), name).aliases
