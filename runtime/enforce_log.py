@@ -19,7 +19,7 @@ _TYPES = tuple(
     lwt_xmit sock_ops sk_skb cgroup_device sk_msg raw_tracepoint cgroup_sock_addr lwt_seg6local lirc_mode2
     sk_reuseport flow_dissector cgroup_sysctl raw_tracepoint_writable cgroup_sockopt tracing struct_ops ext lsm
     sk_lookup syscall netfilter
-    """.split()  # noqa: SIM905  one name a line would be a page
+    """.split()
 )
 
 

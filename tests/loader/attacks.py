@@ -20,6 +20,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import msgspec
+
 from bpfseal.runtime import bpf, bpf_info
 from bpfseal.signer import loader_blob as blob
 from bpfseal.signer.asm import PSEUDO_MAP_IDX, PSEUDO_MAP_VALUE, Asm, R
@@ -429,9 +431,7 @@ def random_contexts(kernel: Kernel, trials: int) -> Counter[str]:
 
 
 def with_terms(kernel: Kernel, **changes: object) -> Kernel:
-    terms = kernel.terms
-    values = {name: getattr(terms, name) for name in Terms.__dataclass_fields__} | changes
-    return Kernel(Terms(**values), kernel.sign, kernel.keyring)
+    return Kernel(msgspec.structs.replace(kernel.terms, **changes), kernel.sign, kernel.keyring)
 
 
 def run_once_more(kernel: Kernel, make: Emit, meanwhile: Callable[[], object]) -> tuple[str, str]:

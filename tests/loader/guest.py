@@ -94,7 +94,14 @@ class Checks:
         self.kernel = signing(self.keys, self.abi)
 
     def which_abi(self) -> Observed:
-        return {"release": os.uname().release, "probe_seconds": self.probe_seconds, **dataclasses.asdict(self.abi)}
+        excl = self.abi.excl
+        return {
+            "release": os.uname().release,
+            "probe_seconds": self.probe_seconds,
+            "version": self.abi.version,
+            "excl": (excl.offset, excl.size) if excl else None,
+            "why": self.abi.why,
+        }
 
     def signed_load_counts(self) -> Observed:
         bundle = samples.small()
