@@ -25,7 +25,7 @@ from bpfseal.runtime.bridge.translate import Translator
 from bpfseal.runtime.load import attempt, errno_name
 from bpfseal.runtime.sealing import Sealer, Signing
 from bpfseal.signer.bundle import Bundle, SealedBundle, encode
-from bpfseal.signer.client import SealRefused
+from bpfseal.signer.client import SealRefused, SignerError
 from bpfseal.signer.loader import LoadResult, Stage
 
 _MAX_SAID: Final = 1000
@@ -128,8 +128,7 @@ class Carrier:
     def _load(self, tool: Tool, call: Call, bundle: Bundle, log: Log) -> LoadResult:
         """Seals and loads; gives the verifier's words to the tool, and their number where its attributes have a place
         for that (`log_true_size`)."""
-        sealed = self._sealer.seal(encode(bundle), quiet=self._noted)
-        self._noted = True
+        sealed = self._seal(encode(bundle))
         if not log.level:
             return _attempt(bundle, sealed, None, 0)
         with _log_buffer(log.size or _LARGE) as buffer:
@@ -144,6 +143,21 @@ class Carrier:
         if call.size >= LOG_TRUE_SIZE + 4:
             tool.write(call.attr + LOG_TRUE_SIZE, struct.pack("<I", length))
         return result
+
+    def _seal(self, data: bytes) -> SealedBundle:
+        """A command can outlive a helper: a lost one is looked for again, once for each program."""
+        for last in (False, True):
+            try:
+                sealed = self._sealer.seal(data, quiet=self._noted)
+                break
+            except SealRefused:
+                raise
+            except SignerError:
+                self._sealer.close()
+                if last:
+                    raise
+        self._noted = True
+        return sealed
 
     def _explain(self, call: Call, tool: Tool, text: str) -> None:
         """Something to read in the tool's log buffer, as it would find the verifier's words."""

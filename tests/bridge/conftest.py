@@ -38,7 +38,7 @@ class Bridge:
     def start(self, command: list[str], *options: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [*EXEC, *options, "--", *command],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.env, cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.env, cwd=ROOT,
         )  # fmt: skip
 
     def records(self, event: str) -> list[dict[str, Any]]:

@@ -257,6 +257,21 @@ def test_a_killed_bridge_takes_its_tool_along(bridge: Bridge, compiled: Compiled
     os.close(pidfd)
 
 
+def test_a_lost_helper_is_looked_for_again(bridge: Bridge, compiled: Compiled, suffix: str) -> None:
+    tool = f"{compiled('tool')} count {suffix}"
+    process = bridge.start(["sh", "-c", f"{tool}; read line; {tool}"])
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "value 15, cloexec 1\n"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (helper,) = [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() != "sh\n"]
+    os.kill(helper, signal.SIGKILL)
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "value 15, cloexec 1\n"
+    assert finish(process) == 0
+
+
 # Tools of others
 
 
