@@ -83,6 +83,8 @@ def _stack(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
 
     The id is a hash of the frames, over 63 bits. The kernel's own stack maps have one place per hash of a few bits and
     drop a stack whose place is taken, which loses a percent of them soon and most of them in the end."""
+    if g.deferred:
+        raise BpfsealError("a stack cannot be taken in a deferred block: it is the probe's, keep it in a variable")
     fn, type = g.fn, node.type
     assert isinstance(type, types.Stack)
     build_id = type.mode == "build_id"
@@ -117,19 +119,18 @@ def _hash(g: Gen, buffer: Value, words: Value, most: int) -> Value:
     state, at = fn.slot(I64), fn.slot(I64)
     fn.store(const(_SEED), state, 8)
     fn.store(g.unknown_zero(), at, 8)
-    end = fn.binary("shl", words, const(3))
     again, inside, bounded, after = (fn.fresh(h) for h in ("hash", "word", "bounded", "hashed"))
     fn.start(again)
     may_leave(g, after)
     here = fn.load(I64, at, 8)
-    fn.branch(fn.compare("ult", here, end), inside, after)
+    fn.branch(fn.compare("ult", here, words), inside, after)
     fn.start(inside)
-    fn.branch(fn.compare("ult", here, const(8 * most)), bounded, after)
+    fn.branch(fn.compare("ult", here, const(most)), bounded, after)
     fn.start(bounded)
-    mixed = fn.binary("xor", fn.load(I64, state, 8), fn.load(I64, fn.index(buffer, here), 8))
-    mixed = fn.binary("mul", mixed, const(_FACTOR))
+    frame = fn.load(I64, fn.index(buffer, fn.binary("shl", here, const(3))), 8)
+    mixed = fn.binary("mul", fn.binary("xor", fn.load(I64, state, 8), frame), const(_FACTOR))
     fn.store(fn.binary("xor", mixed, fn.binary("lshr", mixed, const(32))), state, 8)
-    fn.store(fn.binary("add", here, const(8)), at, 8)
+    fn.store(fn.binary("add", here, const(1)), at, 8)
     fn.jump(again)
     fn.start(after)
     return fn.binary("lshr", fn.load(I64, state, 8), const(1))

@@ -1,8 +1,8 @@
 """Loops over maps: the kernel calls a subprogram back for each element.
 
 What the loop's body shares with the code around it lies in a *frame*, a piece of the outer function's stack whose
-address the callback gets. A frame starts with three words: the frame of the function that the outer one is itself a
-callback of, whether `return` was met, and the value returned.
+address the callback gets. A frame starts with four words: the frame of the function that the outer one is itself a
+callback of, whether `return` was met, the value returned, and the program's context.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bpfseal.dsl.typed import Stmt, Var
 from bpfseal.dsl.types import is_scalar, size_of, tuple_layout
 
 _PARAMETERS = (Value(PTR, "%map"), Value(PTR, "%key"), Value(PTR, "%value"), Value(PTR, "%context"))
-_OUTER, _RETURNED, _RESULT, _FIRST = 0, 8, 16, 24
+_OUTER, _RETURNED, _RESULT, _CONTEXT, _FIRST = 0, 8, 16, 24, 32
 
 
 @dataclass
@@ -97,6 +97,8 @@ def _new_frame(g: Gen, shared: list[Var]) -> Frame:
     g.clear(frame.pointer, frame.size)
     for var, offset in frame.offsets.items():
         g.vars[var] = Buffer(g.fn.add(frame.pointer, offset))
+    if not g.deferred:
+        g.fn.store(g.ctx, g.fn.add(frame.pointer, _CONTEXT), 8)
     if frame.outer is not None:
         g.fn.store(frame.outer.pointer, g.fn.add(frame.pointer, _OUTER), 8)
     return frame
@@ -111,6 +113,7 @@ def for_map(g: Gen, node: typed.ForMap) -> None:
     name = unit.fresh_name("each")
     fn = Function(name, I64, _PARAMETERS, "internal ", f'section ".f.{name}" ')
     inner = Gen(unit, fn, g.program, g.probe)
+    inner.deferred = g.deferred
     inner.probe_number = g.probe_number
     _enter(inner, outer)
     inner.vars |= {var: place for var, place in g.vars.items() if place.stack is None}
@@ -162,6 +165,8 @@ def _enter(inner: Gen, outer: Frame) -> None:
         if frame is not None:
             pointer = inner.fn.load(PTR, inner.fn.add(pointer, _OUTER), 8)
     inner.frame = first
+    if first is not None:
+        inner.ctx = inner.fn.load(PTR, inner.fn.add(first.pointer, _CONTEXT), 8)
 
 
 def _leaver(inner: Gen, leave: str):  # type: ignore[no-untyped-def]

@@ -30,7 +30,7 @@ _ENTRIES = 4096
 
 def defer(g: Gen, node: typed.Defer) -> None:
     unit, fn = g.unit, g.fn
-    if g.element is not None:
+    if g.deferred:
         raise BpfsealError("defer cannot be used inside of defer")
     function, legacy = _scheduler(g, node.mode)
     index = unit.add_map(
@@ -111,6 +111,7 @@ def _write_callback(
     fn = Function(name, I32, _PARAMETERS, "internal ", f'section ".f.{name}" ')
     inner = Gen(unit, fn, g.program, g.probe)
     inner.probe_number = const(0, I32)
+    inner.deferred = True
     inner.element = Element(fn, Value(PTR, "%value"), size)
     for var, offset in offsets.items():
         inner.vars[var] = Buffer(fn.add(Value(PTR, "%value"), offset))

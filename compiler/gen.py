@@ -118,6 +118,7 @@ class Gen:
         self.point_index: Value | None = None  # which of the program's points, where it matters
         # Deferred blocks have their memory in the map element that they were scheduled by, and may sleep
         self.element: Element | None = None
+        self.deferred = False  # in a deferred block, or in a loop over a map in one
         # Loops over maps (callbacks) and calls of the script's functions
         self.frame: Frame | None = None
         self.callback_frame: Frame | None = None
@@ -229,6 +230,13 @@ class Gen:
         index = self.unit.scratch_index
         self.declared.use(index, "read")
         place = self.fn.add(self.unit.value(index), self.unit.zero_at)
+        return self.fn.op(I64, f"load volatile i64, ptr {place.text}, align 8")
+
+    def opaque(self, value: Value) -> Value:
+        """The same i64, of which LLVM knows nothing: so that it tests the very register that is used afterwards, which
+        is what the verifier follows, and not some relative of it that it finds equivalent."""
+        place = self.fn.alloca(8)
+        self.fn.do(f"store volatile {value}, ptr {place.text}, align 8")
         return self.fn.op(I64, f"load volatile i64, ptr {place.text}, align 8")
 
     def as_number(self, pointer: Value) -> Value:

@@ -155,6 +155,8 @@ def _at_index(g: Gen, place: Place, index: Value, stride: int, count: int, span:
     index = fn.integer(index, I64)
     direct = place.space == "bpf"  # else offsets must be constant, or are nobody's business
     slot = fn.slot(PTR if direct else I64)
+    if count and direct:
+        index = g.opaque(index)
     if count:
         fn.store(zeros(g, stride) if direct else const(0), slot, 8)
         inside, outside, after = fn.fresh("inside"), fn.fresh("outside"), fn.fresh("after")
