@@ -1,0 +1,120 @@
+"""`make bench`: all sections, or those that are named; writes benchmarks/RESULTS.md from what is in benchmarks/raw/.
+
+    python benchmarks/run.py [SECTION …]
+
+Sections are the files section_*.py beside this one. Raw figures are kept as JSON, so that a section can be run again
+alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RAW = HERE / "raw"
+SECTIONS = ("start", "compile", "events", "readout", "attach", "per_event", "sealed_load")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, the load at the time included."""
+    from measure import reference
+
+    cpu = next(
+        (x.split(":")[1].strip() for x in _read("/proc/cpuinfo").splitlines() if x.startswith("model name")), "?"
+    )
+    command = reference()
+    version = ""
+    if command:
+        version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "kernel": os.uname().release,
+        "cpu": cpu,
+        "cpus": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "reference": version,
+        "load": os.getloadavg(),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def main(names: list[str]) -> int:
+    sys.path.insert(0, str(HERE))
+    if os.geteuid() != 0:
+        sys.stderr.write("benchmarks need root\n")
+        return 1
+    RAW.mkdir(exist_ok=True)
+    for name in names or SECTIONS:
+        print(f"{name} …", flush=True)
+        about = machine()
+        section = importlib.import_module(f"section_{name}").section()
+        about["load_after"] = os.getloadavg()
+        data = {"machine": about, **section.plain()}
+        (RAW / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    (HERE / "RESULTS.md").write_text(report())
+    print("benchmarks/RESULTS.md written")
+    return 0
+
+
+def report() -> str:
+    """RESULTS.md from the raw figures of all sections that have been run."""
+    found = [json.loads((RAW / f"{n}.json").read_text()) for n in SECTIONS if (RAW / f"{n}.json").exists()]
+    about = found[0]["machine"]
+    lines = [
+        "# Figures",
+        "",
+        "Written by `make bench`; what each figure is the median of is in `benchmarks/raw/`. Ours and the reference",
+        "run in turn on the same machine: the ratio (ours / reference) is what counts. Ratios below 1 mean that",
+        "ours takes less; for throughput above 1 is better. The goal of a row, if it has one, is in the last column.",
+        "",
+        f"Machine: {about['cpus']} CPUs ({about['cpu']}), {about['memory_gib']} GiB, Linux {about['kernel']}.",
+        f"Python {about['python']}. Reference: {about['reference'] or 'none found: our own figures only'}.",
+        "",
+    ]
+    for section in found:
+        load, after = section["machine"]["load"][0], section["machine"]["load_after"][0]
+        lines += [
+            f"## {section['title']}",
+            "",
+            section["text"],
+            "",
+            f"Load of the machine when it began and ended: {load:.1f}, {after:.1f}; {section['machine']['date']}.",
+            "",
+            "| | unit | ours | reference | ratio | goal |",
+            "|---|---|---:|---:|---:|---|",
+        ]
+        for row in section["rows"]:
+            other = row["reference"]
+            ratio = f"{row['ours'] / other:.2f}" if other else ""
+            note = f" ({row['note']})" if row["note"] else ""
+            lines.append(
+                f"| {row['what']}{note} | {row['unit']} | {_number(row['ours'])} | "
+                f"{_number(other) if other is not None else ''} | {ratio} | {row['goal']} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

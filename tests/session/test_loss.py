@@ -1,0 +1,79 @@
+"""Nothing is lost without a word: printed + reported lost = produced, always."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from .conftest import command, trace
+
+pytestmark = pytest.mark.host
+
+EVENTS = 300_000
+CHILD = f"{sys.executable} -c 'import os\nfor _ in range({EVENTS}): os.getppid()'"
+PROGRAM = (
+    "tracepoint:syscalls:sys_enter_getppid /pid == cpid/ { %s @ = count(); } "
+    "tracepoint:sched:sched_process_exit /pid == cpid/ { clear(@unused); } BEGIN { @unused[1] = 1; }"
+)
+
+
+def account(out: str, err: str, line: str) -> tuple[int, int, int]:
+    """(printed, reported lost, produced); the reports along the way add up to the last one."""
+    printed = len(re.findall(line, out, re.M))
+    total = re.findall(r"^WARNING: Total lost event count: (\d+)$", err, re.M)
+    lost = int(total[0]) if total else 0
+    assert sum(map(int, re.findall(r"^Lost (\d+) events$", err, re.M))) == lost
+    produced = re.search(r"^@: (\d+)$", out, re.M)
+    assert produced is not None, err
+    return printed, lost, int(produced[1])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'printf("%d %d %s\\n", pid, tid, comm);',
+        'printf("%s %d\\n", strftime("%Y", nsecs), pid);',
+        "print((pid, comm));",
+    ],
+    ids=["machine code", "python", "print"],
+)
+def test_stalled_reader(statement: str) -> None:
+    """The output is not read for a while: the rings overflow, and the account is exact all the same."""
+    process = subprocess.Popen(
+        command("-q", "-c", CHILD, "-e", PROGRAM % statement), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    time.sleep(6)
+    out, err = (data.decode() for data in process.communicate(timeout=200))
+    assert process.returncode == 0
+    printed, lost, produced = account(out, err, r"^\(?\d+[ ,].*$")
+    assert printed + lost == produced == EVENTS
+    assert lost > 0
+    # clear() is not lost, however full the ring is.
+    assert "@unused" not in out
+
+
+def test_exit_is_not_lost_in_a_flood() -> None:
+    program = (
+        'tracepoint:syscalls:sys_enter_getppid /pid == cpid/ { printf("%d %s\\n", pid, strftime("%Y", nsecs)); @n++; '
+        "if (@n == 50000) { exit(9); } }"
+    )
+    start = time.monotonic()
+    done = trace(program, "-c", CHILD)
+    assert done.status == 9
+    assert time.monotonic() - start < 60
+
+
+def test_full_map_is_reported_once_with_its_name() -> None:
+    done = trace(
+        "config = { max_map_keys = 10 } tracepoint:syscalls:sys_enter_getppid /pid == cpid/ { @n++; @keys[@n] = 1; }",
+        "-c",
+        f"{sys.executable} -c 'import os\nfor _ in range(35): os.getppid()'",
+    )
+    told = re.findall(r"^WARNING: (\d+) updates? of @keys failed, which has room for 10 keys.*$", done.err, re.M)
+    assert sum(map(int, told)) == 25
+    assert len(told) <= 2
+    assert len(re.findall(r"^@keys\[\d+\]: 1$", done.out, re.M)) == 10
