@@ -57,6 +57,7 @@ class Trace:
         self._sealer: Sealer | None = None
         self._lock = threading.Lock()
         self._last_maps: dict[str, dict[Any, Any]] = {}
+        self._lost = 0
         self.built: Built | None = None
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -95,6 +96,7 @@ class Trace:
         if session is not None:
             try:
                 session.finish()
+                self._lost = session.lost
                 self._last_maps = {name: self._read(session, name) for name in session.maps}
             finally:
                 with self._lock:
@@ -149,8 +151,8 @@ class Trace:
 
     @property
     def lost(self) -> int:
-        """Events that did not fit into the ring buffer."""
-        return self._session.count_lost() if self._session is not None else 0
+        """Events that did not fit into the ring buffer; of the whole trace once it is over."""
+        return self._session.count_lost() if self._session is not None else self._lost
 
     @staticmethod
     def _read(session: Session, name: str) -> dict[Any, Any]:
