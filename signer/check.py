@@ -27,6 +27,8 @@ MAX_PROGRAMS: Final = 64
 MAX_MAPS: Final = 64  # MAX_USED_MAPS of the verifier
 MAX_SOURCE_BYTES: Final = 256 << 10
 MAX_READER_BYTES: Final = 1 << 20
+# The kernel takes keys up to the largest allocation (kernel/bpf/hashtab.c); two strings of the default length make 2 KiB.
+MAX_KEY_BYTES = 1 << 16
 MAX_VALUE_BYTES: Final = 1 << 30
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.]{1,15}", re.ASCII)  # BPF_OBJ_NAME_LEN, bpf_obj_name_cpy()
@@ -213,7 +215,7 @@ def _check_map(spec: MapSpec, btf: Btf | None) -> MapFindings:
         return MapFindings(spec.name, kind.name, 0, False, frozenset(), spec.id)
     if spec.flags & ~kind.flags:
         raise refuse("map-flags", f"flags {spec.flags & ~kind.flags:#x} are not known for {kind.name}", "flags")
-    if (spec.key_size != kind.key) if kind.key >= 0 else not 0 < spec.key_size <= 512:
+    if (spec.key_size != kind.key) if kind.key >= 0 else not 0 < spec.key_size <= MAX_KEY_BYTES:
         raise refuse("map-size", f"key of {spec.key_size} bytes in {kind.name}", "key_size")
     if (spec.value_size != kind.value) if kind.value >= 0 else not 0 < spec.value_size <= MAX_VALUE_BYTES:
         raise refuse("map-size", f"value of {spec.value_size} bytes in {kind.name}", "value_size")

@@ -53,7 +53,7 @@ CASES = [
     bad("value-2gib", "map-size", "value of 2147483648 bytes", value_size=1 << 31),
     bad("value-empty", "map-size", "value of 0 bytes", value_size=0),
     bad("key-of-array-8", "map-size", "key of 8 bytes in array", type=2),
-    bad("key-2kib", "map-size", "key of 2048 bytes", key_size=2048),
+    bad("key-1mib", "map-size", "key of 1048576 bytes", key_size=1 << 20),
     bad("too-many-bytes", "policy", "bytes of maps, 67108864 allowed", max_entries=1 << 20, value_size=64),
     bad("percpu-multiplied", "policy", "bytes of maps", type=5, max_entries=1 << 16, value_size=2048),
     bad("prog-array", "map-type", "prog_array: tail calls", type=3, key_size=4, value_size=4),
