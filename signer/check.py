@@ -27,7 +27,7 @@ MAX_PROGRAMS: Final = 64
 MAX_MAPS: Final = 64  # MAX_USED_MAPS of the verifier
 MAX_SOURCE_BYTES: Final = 256 << 10
 MAX_READER_BYTES: Final = 1 << 20
-# The kernel takes keys up to the largest allocation (kernel/bpf/hashtab.c); two strings of the default length make 2 KiB.
+# The kernel takes keys up to the largest allocation (kernel/bpf/hashtab.c); two strings of default length make 2 KiB.
 MAX_KEY_BYTES = 1 << 16
 MAX_VALUE_BYTES: Final = 1 << 30
 
