@@ -48,7 +48,6 @@ class Options(msgspec.Struct):
     mode: str = ""
     emit_llvm: str | None = None
     raw: bool = False
-    live: bool = False
     flamegraph: str | None = None
     info: bool = False
     help: bool = False
@@ -90,7 +89,6 @@ _LONG = [
     "policy=",
     "lifetime=",
     "raw",
-    "live",
     "flamegraph=",
     "no-cache",
     "format=",
@@ -180,8 +178,6 @@ def _apply(options: Options, name: str, value: str) -> None:
             options.lifetime = _number(name, value)
         case "--raw":
             options.raw = True
-        case "--live":
-            options.live = True
         case "--flamegraph":
             options.flamegraph = value
         case "--no-cache":

@@ -95,8 +95,33 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
             for contents in session.maps.all_contents():
                 output.map(contents)
         output.flush()
+        if options.flamegraph:
+            _draw(session, options.flamegraph)
         # As in bpftrace: what exit() said; the status of the -c child is the child's own business.
         return session.status
+
+
+def _draw(session: Session, path: str) -> None:
+    """--flamegraph: the maps with stacks in their keys as a picture. Raises BpfsealError."""
+    from bpfseal.runtime.render.flamegraph import svg, tree
+    from bpfseal.runtime.symbols import Symbols
+    from bpfseal.runtime.values import StackValue
+
+    symbols = Symbols()
+
+    def frames(stack: StackValue) -> list[str]:
+        kernel = stack.space == "kernel"
+        addresses = session.stack_frames(stack)
+        return [symbols.kernel(a) if kernel else symbols.user(a, stack.pid) for a in addresses]
+
+    root = tree(list(session.maps.all_contents()), frames)
+    if root is None:
+        raise BpfsealError("nothing to draw: no map has a stack in its key", hint="for example @[kstack] = count()")
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(svg(root, "bpfseal"))
+    except OSError as error:
+        raise BpfsealError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _abandon(file: TextIO) -> None:
