@@ -5,9 +5,9 @@ from __future__ import annotations
 from bpfseal.compiler.arch import registers
 from bpfseal.compiler.gen import MEMORIES, SCALARS, Gen, impossible, is_signed, register_type
 from bpfseal.compiler.ir import I32, I64, PTR, Value, const
-from bpfseal.compiler.memory import Place, address_value, read_memory, read_scalar
+from bpfseal.compiler.memory import Place, read_memory, read_scalar
 from bpfseal.dsl import typed, types
-from bpfseal.dsl.types import U64, Field, Type, size_of
+from bpfseal.dsl.types import U64, Field, Type
 
 SYSCALL_NUMBER = 6
 """The `Field.argument` that stands for the system call's number."""
@@ -176,5 +176,3 @@ def _memory(g: Gen, node: typed.ArgField, target: Value, clean: bool) -> None:
 
 SCALARS[typed.ArgField] = _scalar
 MEMORIES[typed.ArgField] = _memory
-
-__all__ = ["address_value", "arg_builtin", "argument_place", "retval", "size_of", "whole"]

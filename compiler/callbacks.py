@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bpfseal.compiler.analysis import nodes, variables
-from bpfseal.compiler.gen import STATEMENTS, Buffer, Gen, Loop, impossible, is_signed, memory_type, register_type
-from bpfseal.compiler.ir import I64, PTR, TRUE, Function, Value, const
+from bpfseal.compiler.gen import STATEMENTS, Buffer, Gen, Loop, impossible, memory_type, register_type
+from bpfseal.compiler.ir import I64, PTR, Function, Value, const
 from bpfseal.compiler.unit import Declared, Unit
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.typed import Stmt, Var
@@ -221,5 +221,3 @@ def _copy(g: Gen, target: Value, source: Value, type: types.Type) -> None:
 
 
 STATEMENTS[typed.ForMap] = for_map
-
-__all__ = ["TRUE", "Frame", "declare_variables", "empty_callback", "is_signed"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bpfseal.compiler import addresses, events, mapping, network, strings, system
+from bpfseal.compiler import addresses, events, map_functions, network, strings, system
 from bpfseal.compiler.gen import ADDRESSES, MEMORIES, SCALARS, Gen, Memory, Scalar, Statement, impossible, register_type
 from bpfseal.compiler.ir import PTR, Value
 from bpfseal.dsl import typed
@@ -13,9 +13,9 @@ _SCALARS: dict[str, Scalar] = {
     **network.SCALARS,
     **strings.SCALARS,
     **system.SCALARS,
-    "has_key": mapping.has_key,
-    "find": mapping.find,
-    "delete": mapping.delete,
+    "has_key": map_functions.has_key,
+    "find": map_functions.find,
+    "delete": map_functions.delete,
     "len": system.length,
 }
 _MEMORIES: dict[str, Memory] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bpfseal.compiler.gen import Gen, is_signed
-from bpfseal.compiler.ir import I32, I64, PTR, Function, Value, const
+from bpfseal.compiler.ir import I32, I64, Function, Value, const
 from bpfseal.compiler.layout import EVENT_HEADER, EventField, EventLayout
 from bpfseal.compiler.unit import Declared
 from bpfseal.dsl import typed, types
@@ -296,5 +296,3 @@ EFFECTS = {
     "time": time,
     "unwatch": unwatch,
 }
-
-__all__ = ["EFFECTS", "PTR", "add_event", "control", "count_failure", "runtime_error", "send"]

@@ -18,10 +18,10 @@ from bpfseal.compiler.gen import (
     memory_type,
     register_type,
 )
-from bpfseal.compiler.ir import I32, I64, NULL, PTR, Value, const
+from bpfseal.compiler.ir import I32, I64, PTR, Value, const
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.source import Span
-from bpfseal.dsl.types import Field, Type, is_scalar, size_of, tuple_layout
+from bpfseal.dsl.types import Field, Type, size_of, tuple_layout
 
 DIRECT: Final = frozenset({"btf", "ctx", "bpf"})
 
@@ -352,5 +352,3 @@ for _node in (typed.FieldOf, typed.IndexOf, typed.Deref, typed.ElementOf):
     MEMORIES[_node] = _memory
     ADDRESSES[_node] = _address
 SCALARS[typed.AddressOf] = _address_of
-
-__all__ = ["DIRECT", "NULL", "Place", "is_scalar", "memory_type", "place_of", "read_memory", "read_scalar"]

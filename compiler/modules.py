@@ -9,6 +9,7 @@ from bpfseal.compiler import (  # the handlers register themselves
     aggregates,
     args,
     calls,
+    casts,
     deferred,
     events,
     functions,
@@ -32,7 +33,7 @@ from bpfseal.compiler.unit import Unit
 from bpfseal.dsl import typed
 from bpfseal.errors import BpfsealError
 
-_HANDLERS = (aggregates, args, calls, deferred, events, functions, loops, memory, names, statements, values)
+_HANDLERS = (aggregates, args, calls, casts, deferred, events, functions, loops, memory, names, statements, values)
 
 _INTRINSICS = """\
 declare i64 @llvm.bpf.pseudo(i64, i64)

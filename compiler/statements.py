@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bpfseal.compiler import mapping
 from bpfseal.compiler.gen import STATEMENTS, Gen, impossible, is_signed, register_type
-from bpfseal.compiler.ir import I64, const
+from bpfseal.compiler.ir import I64
 from bpfseal.compiler.values import branch
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of
@@ -104,5 +104,3 @@ STATEMENTS.update(
         typed.Jump: jump,
     }
 )
-
-__all__ = ["assign_variable", "const"]

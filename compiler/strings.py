@@ -5,7 +5,7 @@ from __future__ import annotations
 from bpfseal.compiler.gen import Gen, Memory, Scalar, Statement
 from bpfseal.compiler.ir import FALSE, I1, I8, I32, I64, TRUE, Value, const
 from bpfseal.compiler.loops import may_leave
-from bpfseal.compiler.memory import Place, address_operand, pieces, place_of, read_bytes, read_text
+from bpfseal.compiler.memory import address_operand, pieces, place_of, read_bytes, read_text
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of
 
@@ -379,5 +379,3 @@ MEMORIES: dict[str, Memory] = {
     "syscall_name": _named,
 }
 EFFECTS: dict[str, Statement] = {}
-
-__all__ = ["EFFECTS", "MEMORIES", "SCALARS", "Place", "equal_values"]
