@@ -75,8 +75,10 @@ def svg(root: Node, title: str = "") -> str:
     levels = root.depth() + 1
     height = levels * _HEIGHT + 4 * _EDGE + 20
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        f'viewBox="0 0 {_WIDTH} {height}" font-family="monospace" font-size="11">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
+            f'viewBox="0 0 {_WIDTH} {height}" font-family="monospace" font-size="11">'
+        ),
         f'<rect width="{_WIDTH}" height="{height}" fill="#fdfdf8"/>',
         f'<text x="{_WIDTH / 2}" y="24" text-anchor="middle" font-size="15">{_escaped(title)}</text>',
     ]
