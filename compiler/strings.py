@@ -340,25 +340,34 @@ def _named(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
 
 
 def _decimal(g: Gen, value: Value, target: Value) -> None:
-    """An i32 as text: ten digits and a sign in fixed places, then read from the first that counts."""
+    """An i32 as text: ten digits in fixed places, then read from the first that counts."""
     fn = g.fn
     room = g.locate(g.reserve_scratch(32))
     negative = fn.compare("slt", value, const(0, I32))
     rest = fn.select(negative, fn.binary("sub", const(0, I32), value), value)
-    first = fn.slot(I64)
-    fn.store(const(10), first, 8)
-    g.fn.store(const(0, I8), fn.add(room, 11), 1)
+    fn.store(const(0, I8), fn.add(room, 11), 1)
     for n in range(10, 0, -1):
-        digit = fn.integer(fn.binary("add", fn.binary("urem", rest, const(10, I32)), const(48, I32)), I8)
+        digit = fn.integer(fn.binary("add", fn.binary("urem", rest, const(10, I32)), const(ord("0"), I32)), I8)
         fn.store(digit, fn.add(room, n), 1)
-        with g.when(g.truth(rest), "digit"):
-            fn.store(const(n), first, 8)
         rest = fn.binary("udiv", rest, const(10, I32))
+    first = fn.slot(I64)
+    fn.store(fn.binary("add", g.unknown_zero(), const(1)), first, 8)
+    again, inside, skip, after = (fn.fresh(h) for h in ("digit", "more", "skip", "digits"))
+    fn.start(again)
+    may_leave(g, after)
+    at = fn.load(I64, first, 8)
+    fn.branch(fn.compare("ult", at, const(10)), inside, after)
+    fn.start(inside)
+    zero = fn.compare("eq", fn.load(I8, fn.index(room, at), 1), const(ord("0"), I8))
+    fn.branch(zero, skip, after)
+    fn.start(skip)
+    fn.store(fn.binary("add", at, const(1)), first, 8)
+    fn.jump(again)
+    fn.start(after)
     with g.when(negative, "negative"):
-        before = fn.binary("sub", fn.load(I64, first, 8), const(1))
-        bounded = fn.binary("and", before, const(15))
-        fn.store(const(45, I8), fn.index(room, bounded), 1)
-        fn.store(bounded, first, 8)
+        before = fn.binary("and", fn.binary("sub", fn.load(I64, first, 8), const(1)), const(15))
+        fn.store(const(ord("-"), I8), fn.index(room, before), 1)
+        fn.store(before, first, 8)
     start = fn.binary("and", fn.load(I64, first, 8), const(15))
     g.helper("probe_read_kernel_str", target, const(16), fn.index(room, start))
 
