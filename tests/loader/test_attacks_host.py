@@ -42,7 +42,7 @@ def test_no_hash_before_the_freeze() -> None:
 
 
 def test_swapped_slot(kernel: Kernel) -> None:
-    beaten = attacks.swap_the_slot(kernel, attacks.with_two_references, trials=100_000, seconds=20, enough=3)
+    beaten = attacks.swap_the_slot(kernel, attacks.with_two_references, trials=1_000_000, seconds=120, enough=3)
     assert beaten["evil"] >= 3, f"the attack did not work on the naive loader: {beaten}"
     counts = attacks.swap_the_slot(kernel, emit, trials=3000, seconds=10)
     assert counts["evil"] == 0

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,10 @@ from .conftest import POLICY, running, small_bundle
 LIBRARY = next(
     (p for p in ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so") if os.path.exists(p)), ""
 )
-needs_softhsm = pytest.mark.skipif(not LIBRARY or not shutil.which("softhsm2-util"), reason="SoftHSM is not installed")
+needs_softhsm = pytest.mark.skipif(
+    not LIBRARY or not shutil.which("softhsm2-util") or find_spec("pkcs11") is None,
+    reason="SoftHSM or python-pkcs11 is not installed",
+)
 
 
 def softhsm(folder: Path, kind: str) -> tuple[str, dict[str, str]]:
