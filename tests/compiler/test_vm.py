@@ -12,7 +12,8 @@ from tests.vm.pool import vm73, vm618
 
 __all__ = ["vm73", "vm618"]
 
-pytestmark = pytest.mark.vm
+# A compiler under emulation takes minutes: part of the long campaign.
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent.parent
 

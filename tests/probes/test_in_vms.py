@@ -11,7 +11,8 @@ import pytest
 from bpfseal.runtime import vm
 from tests.vm.pool import vm72, vm73, vm618
 
-pytestmark = pytest.mark.vm
+# Whole test files under emulation take minutes: part of the long campaign.
+pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 FIXTURES = (vm618, vm72, vm73)
 HERE = Path(__file__).parent

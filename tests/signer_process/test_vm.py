@@ -25,7 +25,7 @@ def observe(machine: vm.Machine, *arguments: str) -> Results:
     return {line["check"]: line for line in lines}
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.vm) for name in ABI])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.vm, pytest.mark.slow]) for name in ABI])
 def seen(request: pytest.FixtureRequest) -> tuple[int, Results]:
     return ABI[request.param], observe(request.getfixturevalue(request.param))
 
