@@ -19,8 +19,10 @@ _SEED, _FACTOR = 0x27220A95, 0x165667B19E3779F9  # odd, with bits in every part
 
 
 def _tgid(g: Gen) -> Value:
-    both = g.helper("get_current_pid_tgid")
-    return g.fn.integer(g.fn.binary("lshr", both, const(32)), I32)
+    """The process as the client knows it, which looks the symbols up."""
+    from bpfseal.compiler.names import pid
+
+    return pid(g)
 
 
 def store_user_symbol(g: Gen, address: Value, target: Value) -> None:

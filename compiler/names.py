@@ -42,7 +42,7 @@ def _in_namespace(g: Gen, offset: int) -> Value:
     return g.fn.load(I32, g.fn.add(target, offset), 4)
 
 
-def _pid(g: Gen) -> Value:
+def pid(g: Gen) -> Value:
     return _pid_initial(g) if g.unit.options.namespace is None else _in_namespace(g, 4)
 
 
@@ -86,7 +86,7 @@ def _numa(g: Gen) -> Value:
 
 
 _BUILTINS: dict[str, Callable[[Gen], Value]] = {
-    "pid": _pid,
+    "pid": pid,
     "tid": _tid,
     "pid_init": _pid_initial,
     "tid_init": _tid_initial,
