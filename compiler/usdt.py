@@ -21,8 +21,8 @@ def usdt_argument(g: Gen, number: int) -> Value:
     operands = [int(n) for n in numbers]
     match where:
         case "const":
-            value = operands[0] & ((1 << 8 * size) - 1)
-            return const(value - (1 << 8 * size) if signed and value >> (8 * size - 1) else value)
+            number = operands[0] & ((1 << 8 * size) - 1)
+            return const(number - (1 << 8 * size) if signed and number >> (8 * size - 1) else number)
         case "reg":
             value = _register(g, operands[0])
             if len(operands) > 1:
