@@ -50,7 +50,7 @@ def write(unit: Unit) -> list[Program]:
             named = replace(program, name=f"p{len(done)}")
             _write_program(unit, named, probe)
             done.append(named)
-    return done
+    return plan.attach_order(done)
 
 
 def text(unit: Unit) -> str:

@@ -60,6 +60,17 @@ def programs(unit: Unit, probe: typed.Probe) -> list[Program]:
     return make(unit, probe.points)
 
 
+# Where the kernel runs what was attached last first: these are attached from the last to the first, after the others,
+# so that blocks on the same place run in the order in which they stand. As in the reference.
+_LAST_FIRST: Final = frozenset({"kprobe", "uprobe", "uretprobe", "usdt", "fentry", "fexit", "iter"})
+
+
+def attach_order(made: Sequence[Program]) -> list[Program]:
+    """The programs in the order in which they are to be attached."""
+    reverse = [p for p in made if p.kind in _LAST_FIRST]
+    return [p for p in made if p.kind not in _LAST_FIRST] + reverse[::-1]
+
+
 def _param(point: Point, name: str, default: int = 0) -> int:
     for key, value in point.params:
         if key == name and isinstance(value, int):
