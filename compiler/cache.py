@@ -138,6 +138,8 @@ def store(name: str, data: bytes) -> None:
     """Keep a bundle. A cache that cannot be written is no error."""
     if not name:
         return
+    import tempfile
+
     folder = directory()
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
