@@ -15,7 +15,11 @@ def test_strings_of_the_default_length_as_keys() -> None:
         pytest.skip("needs root")
     program = "tracepoint:syscalls:sys_enter_openat { @[comm, str(args.filename)] = count(); exit(); }"
     done = subprocess.run(
-        [sys.executable, "-m", "bpfseal", "-q", "-e", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "bpfseal", "-q", "-e", program, "-c", "/bin/cat /etc/hostname"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "]: " in done.stdout
