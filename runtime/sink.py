@@ -68,9 +68,13 @@ class Output(Protocol):
 class OutputSink:
     """The session's sink: decodes, acts on maps, stops the trace, hands the rest to `output`."""
 
-    def __init__(self, output: Output, *, allow_system: bool = False) -> None:
+    def __init__(
+        self, output: Output, *, allow_system: bool = False, when_attached: Callable[[], None] | None = None
+    ) -> None:
+        """`when_attached` is called once, before what begin probes have to say is written."""
         self.output = output
         self.allow_system = allow_system
+        self.when_attached = when_attached
 
     def bind(self, session: Session) -> list[Handler]:
         return [self._handler(session, event) for event in session.reader.events]
@@ -86,6 +90,9 @@ class OutputSink:
 
     def attached(self, probes: int) -> None:
         self.output.attached(probes)
+        if self.when_attached is not None:
+            self.output.flush()
+            self.when_attached()
 
     def native(self) -> int | None:
         return self.output.native()

@@ -82,10 +82,9 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
     )
     with session:
         output = make_output(options, file, session)
-        sink = OutputSink(output, allow_system=options.unsafe)
+        sink = OutputSink(output, allow_system=options.unsafe, when_attached=_notify_attached)
         _stop_on_signals(session)
         session.start(sink)
-        _notify_attached()
         if not options.dry_run:
             session.run()
         else:
