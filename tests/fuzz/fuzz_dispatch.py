@@ -1,6 +1,6 @@
 """Fuzzes the helper's dispatcher: sequences of messages into the real event loop, with fixed keys and a real log.
 
-    python -m tests.fuzz.fuzz_dispatch [--runs 10000] [--seed 1] [--seconds 0]
+    python -m tests.fuzz.fuzz_dispatch [--runs 10000] [--seed 1] [--seconds 0] [--real]
 
 An input is up to 256 messages on up to three connections: valid ones of every verb, bundles changed field by field or
 bit by bit, broken frames, cut and split writes, hang-ups. What must hold:
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import gc
 import os
 import random
 import socket
@@ -28,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -45,6 +46,7 @@ from bpfseal.signer.protocol import HEADER
 from bpfseal.signer.seal import Sealer
 from bpfseal.signer.server import Server
 from bpfseal.signer.service import Facts, FixedPolicy, Service
+from tests.fuzz.memory import MemorySelector, MemorySocket
 from tests.loader import samples
 from tests.signer_process.conftest import small_bundle
 
@@ -91,12 +93,13 @@ class Chooser:
 
     def __init__(self, seed: int | bytes) -> None:
         self._random = random.Random(seed)
+        self._draw = self._random.random
 
     def number(self, limit: int) -> int:
-        return self._random.randrange(limit)
+        return int(self._draw() * limit)
 
     def pick(self, options: Any) -> Any:
-        return options[self.number(len(options))]
+        return options[int(self._draw() * len(options))]
 
     def bytes(self, size: int) -> bytes:
         return self._random.randbytes(size)
@@ -108,13 +111,13 @@ class Messages:
     def __init__(self, choose: Chooser, bundles: list[wire.Bundle]) -> None:
         self.choose = choose
         self.bundles = bundles
-
-    def make(self) -> bytes:
-        makers: list[Callable[[], bytes]] = [
+        self.makers: list[Callable[[], bytes]] = [
             self.control, self.seal, self.seal_changed, self.seal_changed, self.seal_flipped, self.flipped, self.header,
             self.noise, self.restructured,
         ]  # fmt: skip
-        return self.choose.pick(makers)()
+
+    def make(self) -> bytes:
+        return self.choose.pick(self.makers)()
 
     def control(self) -> bytes:
         kinds = (protocol.Hello, protocol.Status, protocol.Certificate, protocol.ListKeys, protocol.Rotate)
@@ -255,11 +258,17 @@ class Outcome:
     slowest: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
+    def add(self, other: Outcome) -> None:
+        self.messages += other.messages
+        self.replies += other.replies
+        self.slowest = max(self.slowest, other.slowest)
+        self.wrong += other.wrong
+
 
 class Campaign:
-    """The helper's loop in this process, without a listening socket."""
+    """The helper's loop in this process, without a listening socket: over memory, or over real socket pairs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, real: bool = False) -> None:
         self.path = folder / "log" / "audit.jsonl"
         keys = Keys(SoftKey.generate("ec"), "ec", 600, ring=False)
         abi = Abi(2, None, "", can_verify=True)  # so that signing happens, whatever this kernel does
@@ -271,56 +280,63 @@ class Campaign:
             admins=frozenset((os.getuid(),)), say=self.said.append,
         )  # fmt: skip
         self.server = Server(self.service, single=socket.socketpair()[0])
+        self.real = real
+        self.pidfd = os.pidfd_open(os.getpid())
+        self.numbers = 0
+        if not real:
+            self.server._selector = MemorySelector(self.server._selector)  # type: ignore[assignment]
         self.bundles = seeds()
         self.seen = Outcome()
 
-    def connect(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        want_credentials(theirs)
-        self.server._adopt(theirs, keep=False)
-        ours.setblocking(False)
-        return ours
+    def connect(self) -> Line:
+        if self.real:
+            ours, theirs = socket.socketpair()
+            want_credentials(theirs)
+            self.server._adopt(theirs, keep=False)
+            ours.setblocking(False)
+            return RealLine(ours)
+        self.numbers += 1
+        memory = MemorySocket(self.pidfd, self.numbers)
+        self.server._adopt(memory, keep=False)  # type: ignore[arg-type]
+        return MemoryLine(memory)
 
     def one(self, choose: Chooser, limit: int = 256) -> None:
-        """One input."""
+        """One input: messages on up to eight connections at once, so that the helper answers them in batches."""
         messages = Messages(choose, self.bundles)
-        socks = [self.connect() for _ in range(1 + choose.number(3))]
-        for _ in range(1 + choose.number(limit)):
-            index = choose.number(len(socks))
-            data = messages.make()
-            begin = time.monotonic()
-            if not self._send(socks[index], data, choose):
-                socks[index].close()
-                socks[index] = self.connect()
-            self.seen.slowest = max(self.seen.slowest, time.monotonic() - begin)
-            self.seen.messages += 1
-        for sock in socks:
-            sock.close()
-        self.service._keys.rotate()
-        for _ in range(4):
-            self.server.turn(0)
+        lines = [self.connect() for _ in range(1 + choose.number(8))]
+        for _ in range((1 + choose.number(limit)) // len(lines) + 1):
+            begin = time.process_time()
+            sent = []
+            for line in lines:
+                data = messages.make()
+                cut = choose.number(len(data) + 1) if choose.number(8) == 0 else len(data)
+                sent.append(data if line.send(data[:cut]) and line.send(data[cut:]) else b"")
+            self._settle(lines)
+            for index, (line, data) in enumerate(zip(lines, sent, strict=True)):
+                if not data or not self._reply(line, data):
+                    line.close()
+                    lines[index] = self.connect()
+            self.seen.slowest = max(self.seen.slowest, time.process_time() - begin)
+            self.seen.messages += len(lines)
+        for line in lines:
+            line.close()
+        if choose.number(8) == 0:
+            self.service._keys.rotate()
+        self._settle(lines)
 
-    def _send(self, sock: socket.socket, data: bytes, choose: Chooser) -> bool:
-        """Whether the connection is still good."""
-        cut = choose.number(len(data) + 1) if choose.number(8) == 0 else len(data)
-        for part in (data[:cut], data[cut:]):
-            try:
-                sock.sendall(part)
-            except (BrokenPipeError, ConnectionResetError, BlockingIOError):
-                return False
-            self.server.turn(0)
+    def _settle(self, lines: list[Line]) -> None:
+        """Turns until everything that was sent is read and everything that was read is answered."""
         self.server.turn(0)
-        return self._reply(sock, data)
+        if self.real:
+            self.server.turn(0)
+        while self.server._queue or any(line.unread() for line in lines):
+            self.server.turn(0)
 
-    def _reply(self, sock: socket.socket, data: bytes) -> bool:
-        try:
-            answer = sock.recv(1 << 22)
-        except BlockingIOError:
-            return False  # waits for the rest of a message that never comes
-        except ConnectionResetError:
-            return False
+    def _reply(self, line: Line, data: bytes) -> bool:
+        """Whether the connection is still good."""
+        answer = line.read()
         if not answer:
-            return False
+            return False  # closed, or waits for the rest of a message that never comes
         reply = protocol.decode_reply(answer[HEADER.size : HEADER.size + HEADER.unpack_from(answer)[0]])
         self.seen.replies[type(reply).__name__] += 1
         if isinstance(reply, protocol.SealReply):
@@ -335,6 +351,7 @@ class Campaign:
     def finish(self) -> Outcome:
         self.server.close()
         self.service.close()
+        os.close(self.pidfd)
         report = audit_read.verify(str(self.path))
         self.seen.wrong += [str(finding) for finding in report.findings]
         seals = sum(record["event"] == "seal" for record in audit_read.records(str(self.path)))
@@ -343,16 +360,90 @@ class Campaign:
         return self.seen
 
 
-def run(runs: int, seed: int, seconds: float = 0) -> Outcome:
-    """`runs` messages or so (or `seconds`), from `seed`."""
-    stop = time.monotonic() + seconds if seconds else float("inf")
-    with tempfile.TemporaryDirectory() as folder:
-        campaign = Campaign(Path(folder))
-        number = 0
-        while campaign.seen.messages < runs and time.monotonic() < stop and not campaign.seen.wrong:
-            campaign.one(Chooser(seed * 1_000_003 + number))
-            number += 1
-        return campaign.finish()
+class Line(Protocol):
+    """The client's end of a connection."""
+
+    def send(self, data: bytes) -> bool: ...
+
+    def read(self) -> bytes: ...
+
+    def unread(self) -> bool:
+        """Whether the helper has something to read."""
+
+    def close(self) -> None: ...
+
+
+class RealLine:
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def send(self, data: bytes) -> bool:
+        try:
+            self.sock.sendall(data)
+        except (BrokenPipeError, ConnectionResetError, BlockingIOError):
+            return False
+        return True
+
+    def read(self) -> bytes:
+        try:
+            return self.sock.recv(1 << 22)
+        except (BlockingIOError, ConnectionResetError):
+            return b""
+
+    def unread(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class MemoryLine:
+    def __init__(self, sock: MemorySocket) -> None:
+        self.sock = sock
+
+    def send(self, data: bytes) -> bool:
+        if data:
+            self.sock.pieces.append(data)
+        return not self.sock.closed
+
+    def read(self) -> bytes:
+        answer = bytes(self.sock.sent)
+        self.sock.sent.clear()
+        return answer
+
+    def unread(self) -> bool:
+        return bool(self.sock.pieces) and not self.sock.closed
+
+    def close(self) -> None:
+        if not self.sock.closed:
+            self.sock.pieces.append(b"")
+
+
+ROUND = 50_000  # messages between two checks of the whole log
+
+
+def run(runs: int, seed: int, seconds: float = 0, *, real: bool = False, tell: float = 0) -> Outcome:
+    """`runs` messages or so (or `seconds`), from `seed`; a line every `tell` seconds."""
+    began = told = time.monotonic()
+    stop = began + seconds if seconds else float("inf")
+    total, number = Outcome(), 0
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # nothing here is about durable storage
+    while total.messages < runs and time.monotonic() < stop and not total.wrong:
+        with tempfile.TemporaryDirectory(dir=memory) as folder:
+            campaign = Campaign(Path(folder), real=real)
+            most = min(ROUND, runs - total.messages)
+            while campaign.seen.messages < most and time.monotonic() < stop and not campaign.seen.wrong:
+                try:
+                    campaign.one(Chooser(seed * 1_000_003 + number))
+                except Exception as error:
+                    error.add_note(f"input {seed * 1_000_003 + number} of seed {seed}")
+                    raise
+                number += 1
+            total.add(campaign.finish())
+        if tell and time.monotonic() - told > tell:
+            told = time.monotonic()
+            print(f"{total.messages} messages in {told - began:.0f} s, {dict(total.replies)}", flush=True)
+    return total
 
 
 def with_atheris() -> None:
@@ -374,9 +465,14 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0)
+    parser.add_argument("--real", action="store_true", help="over socket pairs instead of in memory")
     options = parser.parse_args()
     begin = time.monotonic()
-    seen = run(options.runs if not options.seconds else sys.maxsize, options.seed, options.seconds)
+    gc.freeze()
+    gc.set_threshold(50_000)
+    seen = run(
+        options.runs if not options.seconds else sys.maxsize, options.seed, options.seconds, real=options.real, tell=30
+    )
     took = time.monotonic() - begin
     print(f"{seen.messages} messages in {took:.0f} s, slowest {seen.slowest * 1e3:.0f} ms, {dict(seen.replies)}")
     for wrong in seen.wrong[:5]:
