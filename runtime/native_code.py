@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bpfseal.compiler.layout import EventField, EventLayout, Shape
-from bpfseal.runtime.render.printf import CONVERSION
+from bpfseal.runtime.render.printf import CONVERSION, bits_of, narrowed
 
 _NUMBER: Final = 24  # most bytes of a number in decimal
 _MOST_WIDTH: Final = 4096
@@ -81,11 +81,11 @@ class _Lines:
         self.code.append(f"{self._name('v')} = zext i1 {self._name('b')} to i64")
         return self._name("v")
 
-    def masked(self, value: str, shape: Shape) -> str:
-        """Without the sign, in the shape's own width."""
-        if shape.kind == "ptr" or shape.size == 8 or not shape.signed:
+    def masked(self, value: str, shape: Shape, bits: int) -> str:
+        """Without the sign, as a number of `bits`."""
+        if shape.kind == "ptr" or bits == 64 or not shape.signed:
             return value
-        self.code.append(f"{self._name('m')} = and i64 {value}, {(1 << shape.size * 8) - 1}")
+        self.code.append(f"{self._name('m')} = and i64 {value}, {(1 << bits) - 1}")
         return self._name("m")
 
     def number(self, function: str, value: str) -> None:
@@ -176,13 +176,13 @@ def _conversion(lines: _Lines, match: re.Match[str], field: EventField) -> None:
     if shape.kind not in ("int", "ptr", "bool", "enum") or precision is not None:
         raise _Unknown
     plain = not flags and not width
+    field = narrowed(match, field)
     value = lines.load(field)
-    signed = shape.signed or shape.kind == "ptr" or shape.size == 8
     match kind:
         case "d" | "i":
-            letter = "d" if signed else "u"
+            letter = "d"
         case "u" | "x" | "X" | "o":
-            value, letter = lines.masked(value, shape), kind
+            value, letter = lines.masked(value, field.shape, bits_of(match)), kind
         case "p" if plain:
             lines.literal(b"0x")
             letter = "x"

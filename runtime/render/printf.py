@@ -16,11 +16,15 @@ from bpfseal.runtime.values import Buffer, Decoder, decoder
 
 CONVERSION = re.compile(
     r"%(?P<flags>[-+ #0]*)(?P<width>\d+)?(?:\.(?P<precision>\d+))?(?P<length>hh|h|ll|l|j|z|t)?"
-    r"(?P<kind>rh|rx|[a-zA-Z%])"
+    r"(?P<kind>rh|rx|gr|[a-zA-Z%])"
 )
+# As in C: without a length it is an int, which is all that bpftrace shows of a larger number, too.
+_BITS = {"hh": 8, "h": 16, None: 32}
 _CODES = {(1, False): "B", (1, True): "b", (2, False): "H", (2, True): "h"}
 _CODES |= {(4, False): "I", (4, True): "i", (8, False): "Q", (8, True): "q"}
-_MASKS = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF, 8: 0xFFFFFFFFFFFFFFFF}
+_NUMERIC = frozenset(["d", "i", "u", "x", "X", "o", "p", "gr"])
+_NUMBER_KINDS = frozenset(["int", "ptr", "bool", "enum"])
+_ADDRESS = (1 << 64) - 1
 
 Text = Callable[[Any, Shape], str]
 
@@ -37,6 +41,7 @@ def compile_format(
     source = format.decode("utf-8", "surrogateescape")
     template: list[str] = []
     converts: list[Callable[[Any], Any] | None] = []
+    seen: list[EventField] = []
     at = number = 0
     for match in CONVERSION.finditer(source):
         template.append(source[at : match.start()].replace("%", "%%"))
@@ -47,12 +52,28 @@ def compile_format(
         if number >= len(fields):
             template.append(match[0].replace("%", "%%"))
             continue
-        conversion, convert = _conversion(match, fields[number].shape, text, clean or _same)
+        seen.append(narrowed(match, fields[number]))
+        conversion, convert = _conversion(match, seen[-1].shape, text, clean or _same)
         template.append(conversion)
         converts.append(convert)
         number += 1
     template.append(source[at:].replace("%", "%%"))
-    return _formatter("".join(template), fields[:number], converts, enums)
+    return _formatter("".join(template), seen, converts, enums)
+
+
+def bits_of(match: re.Match[str]) -> int:
+    """Width of the number that a conversion shows."""
+    return 64 if match["kind"] in ("p", "gr") else _BITS.get(match["length"], 64)
+
+
+def narrowed(match: re.Match[str], field: EventField) -> EventField:
+    """The part of `field` that a conversion of numbers shows, with the conversion's sign. Numbers that are narrower
+    than the conversion stay as they are."""
+    size = bits_of(match) // 8
+    if match["kind"] not in _NUMERIC or field.shape.kind not in _NUMBER_KINDS or field.shape.size < size:
+        return field
+    # The kernel's bytes are little-endian on every architecture that we know: the low ones come first.
+    return EventField(offset=field.offset, shape=Shape(kind="int", size=size, signed=match["kind"] in ("d", "i")))
 
 
 def _formatter(
@@ -102,19 +123,23 @@ def _conversion(
     """A Python `%` conversion and what to do with the value first."""
     flags, width, precision, kind = match["flags"], match["width"] or "", match["precision"], match["kind"]
     dot = f".{precision}" if precision is not None else ""
-    mask = _MASKS.get(shape.size, _MASKS[8])
+    mask = (1 << bits_of(match)) - 1
     match kind:
         case "d" | "i":
-            return f"%{flags}{width}{dot}d", _signed(shape)
+            return f"%{flags}{width}{dot}d", _integer(shape)
         case "u":
             return f"%{flags}{width}{dot}d", (lambda v: int(v) & mask) if shape.signed else _integer(shape)
+        case "gr":
+            from bpfseal.runtime.render.gfp import gfp_text
+
+            return f"%{flags}{width}s", lambda v: gfp_text(int(v) & mask)
         case "x" | "X" if "#" in flags and "0" not in flags:
             # C writes no prefix for zero.
             return f"%{flags.replace('#', '')}{width}s", lambda v: format(int(v) & mask, f"#{kind}") if int(v) else "0"
         case "x" | "X" | "o":
             return f"%{flags}{width}{dot}{kind}", lambda v: int(v) & mask
         case "p":
-            return f"%{flags}{width}s", lambda v: f"0x{int(v) & _MASKS[8]:x}" if int(v) else "0x0"
+            return f"%{flags}{width}s", lambda v: f"0x{int(v) & _ADDRESS:x}"
         case "c":
             return f"%{flags}{width}s", lambda v: clean(bytes([int(v) & 0xFF]).decode("utf-8", "surrogateescape"))
         case "r" | "rx" | "rh":
@@ -134,13 +159,6 @@ def _padded(text: str, width: int, left: bool, precision: int | None) -> str:
         return text.ljust(width) if left else text.rjust(width)
     raw = text.encode("utf-8", "surrogateescape")[:precision]
     return (raw.ljust(width) if left else raw.rjust(width)).decode("utf-8", "surrogateescape")
-
-
-def _signed(shape: Shape) -> Callable[[Any], Any] | None:
-    """%d shows the value's bits as a signed number of its own width when it is unsigned 64-bit, as C would."""
-    if shape.kind in ("int", "ptr") and shape.size == 8 and not shape.signed:
-        return lambda v: v - (1 << 64) if v >> 63 else v
-    return _integer(shape)
 
 
 def _integer(shape: Shape) -> Callable[[Any], Any] | None:

@@ -85,7 +85,7 @@ def test_most_formats_are_native() -> None:
 def two_kinds() -> list[EventLayout]:
     field = EventField(offset=8, shape=U64)
     return [
-        EventLayout(action="printf", size=16, format=b"n=%d\n", fields=(field,)),
+        EventLayout(action="printf", size=16, format=b"n=%lld\n", fields=(field,)),
         EventLayout(action="print_map", size=8, map="@"),
     ]
 
