@@ -84,12 +84,14 @@ class Facts:
     classes    keys of helpers.CLASSES: of the helpers and kfuncs, and for direct reads
     variables  kernel variables whose address is taken
     starts     first slot of each subprogram
+    flow       its shape
     """
 
     found: Attributes
     classes: frozenset[str]
     variables: tuple[str, ...]
     starts: tuple[int, ...]
+    flow: Flow
 
 
 class Kernel:
@@ -169,7 +171,7 @@ def analyse(insns: list[Insn], maps: Sequence[MapSpec], kernel: Kernel, *, packe
         kfuncs=tuple(sorted(tracker.kfuncs)),
         maps=tracker.operations(),
     )
-    return Facts(found, frozenset(classes), tuple(sorted(tracker.variables)), tuple(flow.starts))
+    return Facts(found, frozenset(classes), tuple(sorted(tracker.variables)), tuple(flow.starts), flow)
 
 
 class _Tracker:

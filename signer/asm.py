@@ -73,6 +73,14 @@ _JUMP = {
 }
 
 _INSN = struct.Struct("<BBhi")
+_IMM32 = struct.Struct("<I")
+
+
+def put_imm(code: bytearray, slot: int, value: int, *, wide: bool = False) -> None:
+    """Replace the immediate of the instruction at `slot`; `wide` for both halves of an ld_imm64."""
+    _IMM32.pack_into(code, slot * INSN_SIZE + 4, value & 0xFFFFFFFF)
+    if wide:
+        _IMM32.pack_into(code, slot * INSN_SIZE + 12, value >> 32 & 0xFFFFFFFF)
 
 
 def _imm(value: int) -> int:
@@ -89,6 +97,7 @@ class Asm:
         self._insns: list[tuple[int, int, int, int | str, int]] = []
         self._labels: dict[str, int] = {}
         self._calls: dict[int, str] = {}
+        self.marks: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._insns)
@@ -101,6 +110,10 @@ class Asm:
         if name in self._labels:
             raise ValueError(f"label {name} is defined twice")
         self._labels[name] = len(self._insns)
+
+    def mark(self, name: str) -> None:
+        """Remember where the next instruction is, to put another immediate there later (`put_imm`)."""
+        self.marks[name] = len(self._insns)
 
     def alu(self, op: str, dst: R, src: R | int, *, bits: int = 64) -> None:
         opcode = _ALU[op] | (0x07 if bits == 64 else 0x04)

@@ -17,7 +17,6 @@ from bpfseal.signer.attach import attach_targets, check_target
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.btf_check import check_func_info, check_line_info, check_program_btf, special_members
 from bpfseal.signer.bundle import UNDECLARED, Attributes, Bundle, MapSpec, ProgramSpec
-from bpfseal.signer.cfg import split
 from bpfseal.signer.filter import system_calls
 from bpfseal.signer.guard import GET_FUNC_IP, guarded
 from bpfseal.signer.insn import Insn, decode
@@ -281,7 +280,7 @@ def _check_program(
         names = _check_debug_info(spec, insns, facts, btf)
         _check_declared(spec.declared, facts.found, len(maps))
         guard = _check_guard(spec, insns, facts, symbols)
-        targets = system_calls(targets, insns, bundle.maps)
+        targets = system_calls(targets, insns, facts.flow, bundle.maps)
     except Refusal as error:
         raise error.at(spec.name) from None
     extra = {c for n in spec.declared.helpers for c in known.HELPER_BY_NAME[n].classes}
@@ -366,7 +365,7 @@ def _check_declared(declared: Attributes, found: Attributes, maps: int) -> None:
 def _check_guard(spec: ProgramSpec, insns: list[Insn], facts: Facts, symbols: Symbols | None) -> tuple[int, ...]:
     if spec.type != known.KPROBE or known.HELPERS[GET_FUNC_IP].name not in facts.found.helpers:
         return ()
-    addresses = guarded(insns, split(insns))
+    addresses = guarded(insns, facts.flow)
     if not addresses:
         return ()
     named = {name for a in spec.attach if a.kind.startswith("kprobe") for name in (a.symbols or (a.target,)) if name}

@@ -18,7 +18,7 @@ from typing import Final
 
 from bpfseal.signer import insn as isa
 from bpfseal.signer.bundle import MapSpec
-from bpfseal.signer.cfg import Flow, split
+from bpfseal.signer.cfg import Flow
 from bpfseal.signer.insn import Insn, imm64
 from bpfseal.signer.syscall_names import names
 
@@ -82,13 +82,13 @@ def passing(insns: list[Insn], flow: Flow, maps: Sequence[MapSpec], *, entry: bo
     return _Filter(insns, flow, maps, entry).run()
 
 
-def system_calls(targets: tuple[str, ...], insns: list[Insn], maps: Sequence[MapSpec]) -> tuple[str, ...]:
+def system_calls(targets: tuple[str, ...], insns: list[Insn], flow: Flow, maps: Sequence[MapSpec]) -> tuple[str, ...]:
     """Targets for policy: for a program on all system calls that acts on some of them, those, by the names of their
     own tracepoints. Other targets stay as they are."""
     which = targets[0].removeprefix("rawtracepoint:")
     if which not in SHARED or len(targets) > 1:
         return targets
-    found = passing(insns, split(insns), maps, entry=which == "sys_enter")
+    found = passing(insns, flow, maps, entry=which == "sys_enter")
     return tuple(name_of(which, number) for number in sorted(found)) if found else targets
 
 

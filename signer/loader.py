@@ -20,6 +20,7 @@ deadline; -EPERM: another uid; -ESRCH: another process; -EALREADY: this metadata
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import struct
 from enum import IntEnum
@@ -28,7 +29,7 @@ import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import loader_blob as blob
-from bpfseal.signer.asm import PSEUDO_MAP_IDX, Asm, R
+from bpfseal.signer.asm import PSEUDO_MAP_IDX, Asm, R, put_imm
 from bpfseal.signer.bundle import Bundle
 from bpfseal.signer.loader_blob import Layout
 
@@ -148,7 +149,35 @@ def emit(bundle: Bundle, terms: Terms) -> Loader:
     size = context_size(layout.maps, layout.programs)
     if size > MAX_CONTEXT:
         raise BpfsealError(f"{layout.maps + layout.programs} maps and programs do not fit a loader's context")
-    return Loader(Code(layout, terms, metadata).bytes(), metadata, size)
+    return Loader(_code(layout, terms, metadata), metadata, size)
+
+
+def _code(layout: Layout, terms: Terms, metadata: bytes) -> bytes:
+    """What `Code(layout, terms, metadata).bytes()` gives. One layout's code differs in a few immediates only."""
+    shape = Terms(
+        abi=terms.abi,
+        uid=None if terms.uid is None else 0,
+        tgid=None if terms.tgid is None else 0,
+        deadline_ns=1 if terms.deadline_ns else 0,
+        excl=terms.excl,
+    )
+    template, marks = _template(layout, shape)
+    code = bytearray(template)
+    for name, value in (("uid", terms.uid), ("tgid", terms.tgid), ("deadline", terms.deadline_ns)):
+        if name in marks:
+            put_imm(code, marks[name], value or 0, wide=name == "deadline")
+    if terms.abi == 1:
+        sha = hashlib.sha256(metadata).digest()
+        for at in range(0, 32, 8):
+            put_imm(code, marks[f"sha{at}"], int.from_bytes(sha[at : at + 8], "little"), wide=True)
+    return bytes(code)
+
+
+@functools.lru_cache(maxsize=32)
+def _template(layout: Layout, shape: Terms) -> tuple[bytes, dict[str, int]]:
+    """The code for a layout, and where the immediates are that the terms and the metadata decide."""
+    code = Code(layout, shape, b"")
+    return code.bytes(), code.asm.marks
 
 
 class Code:
@@ -216,6 +245,7 @@ class Code:
         a.jump_if(R.R1, "==", 0, "bad_metadata")
         for at in range(0, 32, 8):
             a.ldx(8, R.R1, R.R6, at)
+            a.mark(f"sha{at}")
             a.ld_imm64(R.R2, int.from_bytes(self.sha[at : at + 8], "little"))
             a.jump_if(R.R1, "!=", R.R2, "bad_metadata")
 
@@ -223,18 +253,21 @@ class Code:
         a, terms = self.asm, self.terms
         if terms.deadline_ns:
             a.call(H_BOOT_NS)
+            a.mark("deadline")
             a.ld_imm64(R.R1, terms.deadline_ns)
             a.jump_if(R.R0, "<=", R.R1, "in_time")
             a.ret(-errno.EKEYEXPIRED)
             a.label("in_time")
         if terms.uid is not None:
             a.call(H_UID_GID)
+            a.mark("uid")
             a.jump_if(R.R0, "==", terms.uid, "same_uid", bits=32)
             a.ret(-errno.EPERM)
             a.label("same_uid")
         if terms.tgid is not None:
             a.call(H_PID_TGID)
             a.alu("rsh", R.R0, 32)
+            a.mark("tgid")
             a.jump_if(R.R0, "==", terms.tgid, "same_tgid", bits=32)
             a.ret(-errno.ESRCH)
             a.label("same_tgid")
