@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import struct
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer import loader_blob as blob
 from bpfseal.signer.asm import Asm, R
 from bpfseal.signer.bundle import Bundle
-from bpfseal.signer.loader import ExclField, Loader, LoadResult, Stage, Terms, emit, make_context, parse_context
+from bpfseal.signer.loader import Code, ExclField, Loader, LoadResult, Stage, Terms, emit, make_context, parse_context
 from tests.loader import samples
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -168,3 +169,21 @@ def test_assembler_limits() -> None:
         lost.code()
     with pytest.raises(ValueError, match="32 bits"):
         Asm().mov(R.R0, 1 << 32)
+
+
+@pytest.mark.parametrize("abi", [0, 1, 2])
+def test_code_from_a_template_is_the_code(abi: int) -> None:
+    """What is put into a kept template is what would be emitted anew, for any terms."""
+    chance = random.Random(abi)
+    for _ in range(60):
+        sample = chance.choice((samples.tiny(), samples.small(), samples.many(chance.randrange(1, 5), 3)))
+        terms = Terms(
+            abi=abi,
+            uid=chance.choice((None, 0, 1000, (1 << 32) - 2)),
+            tgid=chance.choice((None, 1, chance.randrange(1 << 22))),
+            deadline_ns=chance.choice((0, 1, chance.getrandbits(63))),
+            excl=chance.choice((ExclField(32, 4), ExclField(280, 8))),
+            record=chance.getrandbits(40),
+        )
+        metadata, layout = blob.build(sample, terms.record)
+        assert emit(sample, terms).insns == Code(layout, terms, metadata).bytes()
