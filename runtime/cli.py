@@ -11,6 +11,11 @@ from bpfseal.errors import BpfsealError, UsageError
 
 # name → (module with main(argv) -> int, one line for --help)
 COMMANDS = {
+    "build": ("bpfseal.runtime.ahead.build", "a script or an object of clang's to a file that can be sealed"),
+    "seal": ("bpfseal.runtime.ahead.seal", "sign a file ahead of time, with a key of yours"),
+    "run": ("bpfseal.runtime.ahead.run", "trace with a file that `build` made"),
+    "inspect": ("bpfseal.runtime.ahead.inspect", "what is in such a file"),
+    "verify": ("bpfseal.runtime.ahead.verify", "whether its seals are those of a certificate"),
     "check": ("bpfseal.runtime.check", "parse, check and compile without privileges and without attaching"),
     "doctor": ("bpfseal.runtime.doctor", "what this kernel can do, and why not"),
     "exec": ("bpfseal.runtime.exec_command", "run a command whose BPF programs are sealed for it"),

@@ -2,6 +2,7 @@
 
     bpfseal enforce on [--audit] [--for 10m] [--start-helper]
     bpfseal enforce off | status [--json] | log [-f] [--json]
+    bpfseal enforce allow | disallow --cert FILE
 
 Turning it on proves first that this machine's helper can have programs loaded, and afterwards that signed ones still
 load and unsigned ones do not; otherwise it is turned off again.
@@ -51,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("off", help="take every BPF program again")
     status = verbs.add_parser("status", help="mode, keyrings, counters; status 0 if on, 3 if off")
     status.add_argument("--json", action="store_true")
+    for verb, text in (
+        ("allow", "take what was sealed ahead of time with a certificate, or signed with it by others"),
+        ("disallow", "no longer take it"),
+    ):
+        sub = verbs.add_parser(verb, help=text)
+        sub.add_argument("--cert", required=True, metavar="FILE", help="PEM: the certificate of the signing key itself")
     log = verbs.add_parser("log", help="print decisions and take them out of the log")
     log.add_argument("-f", "--follow", action="store_true", help="wait for more")
     log.add_argument("--json", action="store_true")
@@ -68,6 +75,10 @@ def main(argv: list[str]) -> int:
         return _off()
     if options.verb == "status":
         return _status(options.json)
+    if options.verb in ("allow", "disallow"):
+        from bpfseal.runtime.enforce_allow import allow, disallow
+
+        return allow(options.cert) if options.verb == "allow" else disallow(options.cert)
     from bpfseal.runtime.enforce_log import show
 
     return show(follow=options.follow, as_json=options.json)
@@ -75,6 +86,7 @@ def main(argv: list[str]) -> int:
 
 def _on(options: argparse.Namespace) -> int:
     from bpfseal.runtime import enforce_program as program
+    from bpfseal.runtime.enforce_allow import trusted_rings
     from bpfseal.runtime.enforce_state import State
     from bpfseal.signer.peer import in_initial_pid_namespace
 
@@ -97,6 +109,8 @@ def _on(options: argparse.Namespace) -> int:
                 if tgid == client.helper_pid and serial != helper.keyring:
                     state.disallow(serial)
             state.allow(helper.keyring, client.helper_pid)
+            for ring in trusted_rings():
+                state.allow(ring, 0)
             before = state.config()
             state.configure(mode, until)
             try:
@@ -202,6 +216,7 @@ def _off() -> int:
 
 def _status(as_json: bool) -> int:
     from bpfseal.runtime import enforce_program as program
+    from bpfseal.runtime.ahead import trust
     from bpfseal.runtime.enforce_state import State
 
     state = State.open()
@@ -226,8 +241,9 @@ def _status(as_json: bool) -> int:
         return 0 if active else 3
     texts = {program.OFF: "off (its time is over)", program.AUDIT: "on, logging only", program.ENFORCE: "on"}
     print(f"enforcement is {texts[active]}" + (f", {left:.0f} s left" if active and left is not None else ""))
+    names = {serial: name for name, serial in trust.rings().items()}
     for serial, tgid in sorted(rings.items()):
-        print(f"keyring {serial}" + (f" of helper {tgid}" if tgid else ""))
+        print(f"keyring {serial}" + (f" of helper {tgid}" if tgid else f" {names.get(serial, '')}".rstrip()))
     if not rings:
         print("no keyring is on the list: nothing loads until a helper runs and `bpfseal enforce on` hands it over")
     counts = f"{config.allowed} allowed, {config.refused} refused, {config.would} would be refused"

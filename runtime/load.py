@@ -125,16 +125,7 @@ def attempt(
     loader does not get to run."""
     with _metadata_map(sealed) as meta:
         try:
-            loader = bpf.prog_load(
-                PROG_TYPE_SYSCALL,
-                sealed.loader,
-                flags=BPF_F_SLEEPABLE,
-                name=b"bpfseal_loader",
-                fds=(meta,),
-                bind_fds=sealed.abi == 2,
-                signature=sealed.signature,
-                keyring=sealed.keyring,
-            )
+            loader = _loader(sealed, meta)
         except OSError as error:
             raise _loader_refused(sealed, error) from None
         address = ctypes.addressof(log) if log is not None else 0
@@ -149,6 +140,31 @@ def attempt(
     if result.stage == Stage.CHECK:  # refused by its own terms: only the return value says why
         return LoadResult((), (), Stage.CHECK, 0, -returned)
     return result
+
+
+def _loader(sealed: SealedBundle, meta: int) -> int:
+    return bpf.prog_load(
+        PROG_TYPE_SYSCALL,
+        sealed.loader,
+        flags=BPF_F_SLEEPABLE,
+        name=b"bpfseal_loader",
+        fds=(meta,),
+        bind_fds=sealed.abi == 2,
+        signature=sealed.signature,
+        keyring=sealed.keyring,
+    )
+
+
+def refusal_of(sealed: SealedBundle) -> LoadRefused | None:
+    """What the kernel has against the loader, None for nothing; it is loaded and not run."""
+    try:
+        with _metadata_map(sealed) as meta:
+            os.close(_loader(sealed, meta))
+    except LoadRefused as error:
+        return error
+    except OSError as error:
+        return _loader_refused(sealed, error)
+    return None
 
 
 @contextmanager

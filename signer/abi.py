@@ -15,11 +15,15 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import bpf
 from bpfseal.signer.asm import Asm, R
 from bpfseal.signer.loader import ExclField
+
+if TYPE_CHECKING:
+    from bpfseal.signer.btf import Btf
 
 _VALUE = b"bpfseal?"
 # Verified; EPERM is an LSM's no to a program whose signature was found good (enforcement that does not know this
@@ -107,14 +111,15 @@ def _judge(code: bytes, meta: int, early: int, sign: Callable[[bytes], bytes], k
         return Abi(0, None, f"signed loaders cannot be made safe on it: {error.message}", can_verify=True)
 
 
-def excl_field() -> ExclField:
-    """The member of `struct bpf_map` that is non-zero for exclusive maps: `excl`, or before that `excl_prog_sha`.
+def excl_field(types: Btf | None = None) -> ExclField:
+    """The member of `struct bpf_map` that is non-zero for exclusive maps: `excl`, or before that `excl_prog_sha`; in
+    the running kernel or in `types`.
 
     Raises BpfsealError where the kernel has no BTF or neither member.
     """
     from bpfseal.signer.btf import STRUCT, Btf
 
-    types = Btf.vmlinux()
+    types = types or Btf.vmlinux()
     members = {name: (bits, type) for name, type, bits, _ in types.members(types.find("bpf_map", STRUCT))}
     for name, size in (("excl", 4), ("excl_prog_sha", 8)):
         if name in members:

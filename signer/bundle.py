@@ -143,11 +143,13 @@ class SealRequest(Record, frozen=True):
 
     abi       signing ABI of the kernel: 0 none, 1, 2; the helper trusts only its own probe and refuses a mismatch
     lifetime  wanted seconds until the loader's own deadline, 0 for the policy's default
+    file      header of a sealed file (`signer.sealed_file`), for helpers that seal ahead of time; empty elsewhere
     """
 
     bundle: bytes
     lifetime: int = 0
     log_level: int = 0
+    file: bytes = b""
 
 
 class SealedBundle(Record, frozen=True):

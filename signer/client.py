@@ -13,6 +13,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -93,6 +94,15 @@ class SignerClient:
         self._ready()
         request = protocol.Seal(request=SealRequest(bundle=bundle, lifetime=lifetime))
         return self._ask(request, protocol.SealReply)
+
+    def seal_file(self, bundle: bytes, header: bytes) -> protocol.FileSealed:
+        """Seals for a file (`signer.sealed_file`); only helpers of `start_private(ahead=…)` give them. Raises
+        SealRefused, SignerError."""
+        if len(bundle) + len(header) > MAX_BUNDLE_BYTES:
+            raise SignerError(f"a bundle of {len(bundle)} bytes is over the limit of {MAX_BUNDLE_BYTES}")
+        self._ready()
+        request = protocol.Seal(request=SealRequest(bundle=bundle, file=header))
+        return self._ask(request, protocol.FileSealed)
 
     def check(self, bundle: bytes, *, user: tuple[int, int, tuple[int, ...]] | None = None) -> protocol.Verdict:
         """Would it be sealed (for `user`, a uid, gid and groups, which only administrators may ask)? Signs nothing."""
@@ -350,8 +360,11 @@ def default_audit_path() -> str:
     return os.path.join(state, "bpfseal", "audit.jsonl")
 
 
-def start_private(policy: str = "", *, unsafe: bool = False, audit: str = "") -> SignerClient:
+def start_private(
+    policy: str = "", *, unsafe: bool = False, audit: str = "", ahead: Sequence[str] = ()
+) -> SignerClient:
     """Start a helper that serves this process only, over a socket pair: no path, no set-up, no configuration.
+    `ahead`: settings of a helper that seals files with a key that is given (`signer.ahead`).
 
     It runs isolated: no environment, no site directories, nothing but the standard library and the folders that
     bpfseal, msgspec and cryptography were installed in.
@@ -368,6 +381,7 @@ def start_private(policy: str = "", *, unsafe: bool = False, audit: str = "") ->
             f"unsafe={int(unsafe)}",
             f"audit={os.path.abspath(audit) if audit else default_audit_path()}",
             f"death_signal={int(main_thread)}",
+            *ahead,
         ]
         child = os.posix_spawn(
             sys.executable,

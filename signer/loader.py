@@ -81,6 +81,7 @@ class Terms(msgspec.Struct, frozen=True):
     deadline_ns  CLOCK_BOOTTIME until when, 0 for ever
     excl         required for ABI 1
     record       number of the audit record, kept in the metadata
+    statement    bytes that are kept at the end of the metadata, and so are signed (`signer.sealed_file`)
     """
 
     abi: int
@@ -89,6 +90,7 @@ class Terms(msgspec.Struct, frozen=True):
     deadline_ns: int = 0
     excl: ExclField | None = None
     record: int = 0
+    statement: bytes = b""
 
 
 class Loader(msgspec.Struct, frozen=True):
@@ -146,6 +148,7 @@ def emit(bundle: Bundle, terms: Terms) -> Loader:
     Raises BpfsealError for a bundle that no loader can carry, or for ABI 1 terms without the exclusivity field.
     """
     metadata, layout = blob.build(bundle, terms.record)
+    metadata += terms.statement
     size = context_size(layout.maps, layout.programs)
     if size > MAX_CONTEXT:
         raise BpfsealError(f"{layout.maps + layout.programs} maps and programs do not fit a loader's context")

@@ -18,6 +18,7 @@ import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.bundle import MAX_BUNDLE_BYTES, Record, SealedBundle, SealRequest
+from bpfseal.signer.sealed_file import Seal as FileSeal
 
 VERSION = 1
 HEADER = struct.Struct("!IBB")
@@ -127,6 +128,14 @@ class SealReply(Record, frozen=True, tag="sealed"):
     notes: tuple[str, ...] = ()
 
 
+class FileSealed(Record, frozen=True, tag="file-sealed"):
+    """Seals for a file, one for each signing ABI."""
+
+    seals: tuple[FileSeal, ...]
+    rule: str
+    notes: tuple[str, ...] = ()
+
+
 class Verdict(Record, frozen=True, tag="verdict"):
     """Answer of a dry run. `reasons` say what is refused and why, or what is worth knowing."""
 
@@ -169,7 +178,7 @@ class Failed(Record, frozen=True, tag="failed"):
 
 
 Reply: TypeAlias = (
-    Welcome | StatusReply | CertificateReply | SealReply | Verdict | KeyList | Done | Refused | Failed
+    Welcome | StatusReply | CertificateReply | SealReply | FileSealed | Verdict | KeyList | Done | Refused | Failed
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

@@ -15,6 +15,7 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer import bundle as wire
 from bpfseal.signer import loader, protocol
 from bpfseal.signer.abi import Abi
+from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.bundle import Bundle, SealedBundle, SealRequest
 from bpfseal.signer.check import Symbols, check
 from bpfseal.signer.identity import Identity
@@ -50,16 +51,22 @@ class Examined:
         return self.decision is not None and self.decision.allowed
 
 
-def examine(policy: Policy, who: Identity, request: SealRequest, symbols: Symbols | None = None) -> Examined:
-    """Decode, analyse, decide. `symbols` lets guards be compared with the functions they stand for. Never raises for
-    what a client sent."""
+def examine(
+    policy: Policy,
+    who: Identity,
+    request: SealRequest,
+    symbols: Symbols | None = None,
+    kernel: Kernel | None = None,
+) -> Examined:
+    """Decode, analyse, decide. `symbols` lets guards be compared with the functions they stand for, `kernel` is what
+    ids are looked up in (default: the running one). Never raises for what a client sent."""
     record: dict[str, Any] = {"bundle": wire.digest(request.bundle), "bytes": len(request.bundle)}
     try:
         most = policy.max_insns(who)
         if not most:  # strangers are not worth an analysis
             raise Refusal("policy", f"no rule is for uid {who.uid}")
         bundle = wire.decode(request.bundle)
-        findings = check(bundle, symbols=symbols, max_insns=most)
+        findings = check(bundle, kernel=kernel, symbols=symbols, max_insns=most)
         record |= findings.record()
         if bundle.source:
             record["source"] = bundle.source
@@ -113,6 +120,8 @@ class Sealer:
         bundle, decision = examined.bundle, examined.decision
         if bundle is None or decision is None or not decision.allowed:
             raise BpfsealError("not allowed")
+        if request.file:
+            raise BpfsealError("this helper seals for running processes, not for files", hint="bpfseal seal --key")
         leaf = self.keys.leaf()
         deadline = self._deadline(leaf, request, decision)
         terms = Terms(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import protocol, seal
+from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.audit import AuditError, AuditLog, Checkpointer
 from bpfseal.signer.check import Symbols
 from bpfseal.signer.identity import Identity
@@ -66,6 +67,7 @@ class Service:
         *,
         admins: frozenset[int],
         symbols: Symbols | None = None,
+        kernel: Kernel | None = None,
         say: Callable[[str], None] = lambda line: None,
         journal: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -76,6 +78,7 @@ class Service:
         self._audit = audit
         self._admins = admins
         self._symbols = symbols
+        self._kernel = kernel
         self._say = say
         self._journal = journal
         self.users = Users()
@@ -192,7 +195,7 @@ class Service:
     # Verbs -------------------------------------------------------------------------------------------------------
 
     def _prepare_seal(self, who: Identity, request: protocol.Seal) -> Callable[[int], Outcome]:
-        examined = seal.examine(self._policy.current(), who, request.request, self._symbols)
+        examined = seal.examine(self._policy.current(), who, request.request, self._symbols, self._kernel)
         if examined.decision is not None and examined.allowed:
             limit = examined.decision.per_minute
             if limit and not self.users.within_rate(who.uid, examined.decision.rule, limit):
@@ -246,7 +249,7 @@ class Service:
                 if uid != -1:
                     self._demand_admin(who)
                     who = Identity(uid=uid, gid=gid, groups=groups)
-                return seal.verdict(seal.examine(self._policy.current(), who, wanted, self._symbols))
+                return seal.verdict(seal.examine(self._policy.current(), who, wanted, self._symbols, self._kernel))
         raise BpfsealError("unknown request")
 
     def _status(self, who: Identity) -> protocol.StatusReply:

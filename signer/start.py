@@ -109,6 +109,11 @@ def _private(settings: dict[str, str]) -> None:
     if os.getppid() != parent:
         return
     want_credentials(sock)
+    if settings.get("key"):
+        from bpfseal.signer.ahead import serve
+
+        serve(sock, parent_fd, settings)
+        return
     uid = os.getuid()
     given = settings["policy"]
     policy = FixedPolicy(
