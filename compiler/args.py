@@ -24,6 +24,10 @@ def argument_place(g: Gen, node: typed.ArgField) -> Place:
     match context(g):
         case "ctx":
             return Place("ctx", g.ctx, field.offset)
+        case "packet":
+            from bpfseal.compiler.packet import place
+
+            return place(g, field)
         case "argument":  # a record by value takes words of the context
             return Place("ctx", g.ctx, 8 * field.argument)
         case other:
@@ -47,6 +51,10 @@ def _scalar(g: Gen, node: typed.ArgField) -> Value:
             from bpfseal.compiler.usdt import usdt_argument
 
             return convert(g, usdt_argument(g, field.argument), type)
+        case "packet":
+            from bpfseal.compiler.packet import scalar
+
+            return convert(g, scalar(g, field), type)
         case other:
             raise impossible(f"arguments of {other}")
 

@@ -24,7 +24,8 @@ _DIGEST: Final = 32
 _COUNT: Final = struct.Struct("<I")
 
 # What a script may depend on beside its text, in files or objects that no key can name beforehand.
-_UNKNOWABLE: Final = re.compile(r"\b(import|include|cgroupid)\b")
+# (Interfaces come and go.)
+_UNKNOWABLE: Final = re.compile(r"\b(import|include|cgroupid)\b|\b(xdp|tc):")
 _ENVIRONMENT: Final = ("BPFTRACE_", "BPFSEAL_")
 
 

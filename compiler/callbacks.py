@@ -176,8 +176,9 @@ def _leaver(inner: Gen, leave: str):  # type: ignore[no-untyped-def]
         assert inner.frame is not None
         frame = inner.callback_frame or inner.frame
         inner.fn.store(const(1), inner.fn.add(frame.pointer, _RETURNED), 8)
-        if value is not None:
-            inner.fn.store(inner.fn.integer(value, I64, signed=True), inner.fn.add(frame.pointer, _RESULT), 8)
+        if value is None:
+            value = const(inner.program.result if inner.program is not None else 0)
+        inner.fn.store(inner.fn.integer(value, I64, signed=True), inner.fn.add(frame.pointer, _RESULT), 8)
         inner.fn.jump(leave)
 
     inner.callback_frame = inner.frame

@@ -277,6 +277,12 @@ def runtime_error(g: Gen, kind: str, span: Span, result: Value | None = None, he
     number, (at,), size = add_event(g, "runtime_error", span, types=[types.I32], options=options)
     code = g.fn.integer(result, I32) if result is not None else const(0, I32)
     record = reserve(g, size)
+def capture(g: Gen, node: typed.Call) -> None:
+    from bpfseal.compiler.packet import capture
+
+    capture(g, node)
+
+
     with g.unless(g.fn.is_null(record), "room"):
         header(g, record, number)
         g.fn.store(code, g.fn.add(record, at), 4)
@@ -296,3 +302,4 @@ EFFECTS = {
     "time": time,
     "unwatch": unwatch,
 }
+    "capture": capture,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bpfseal.compiler.callbacks import Frame
+    from bpfseal.compiler.packet import Packet
     from bpfseal.compiler.plan import Program
 
 STRIDE: Final = "$stride$"
@@ -127,6 +128,17 @@ class Gen:
 
     # Dispatch
 
+        self.packet: Packet | None = None  # what is read of the packet, in xdp and tc probes
+
+    @property
+    def ctx(self) -> Value:
+        """The program's context. Raises BpfsealError in deferred blocks: the probe is over when they run."""
+        if self.deferred:
+            raise BpfsealError(
+                "a deferred block has nothing of the probe that scheduled it but its variables",
+                hint="put what comes from the probe's arguments or registers into a variable before the block",
+            )
+        return self.handed_down
     def scalar(self, expr: Expr) -> Value:
         """The value of an expression of scalar type."""
         return SCALARS[type(expr)](self, expr)
@@ -346,7 +358,8 @@ class Gen:
         if self.fn.returns == "void":
             self.fn.ret()
         elif value is None:
-            self.fn.ret(const(0, self.fn.returns))
+            # Not 0: for XDP that means to drop the packet.
+            self.fn.ret(const(self.program.result if self.program is not None else 0, self.fn.returns))
         else:
             self.fn.ret(self.fn.integer(value, self.fn.returns, signed=True))
 

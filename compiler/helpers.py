@@ -39,6 +39,7 @@ HELPERS: Final[dict[str, Helper]] = {
     "get_current_pid_tgid": Helper(14, "none"),
     "get_current_uid_gid": Helper(15, "none"),
     "get_current_comm": Helper(16, "writes"),
+    "skb_load_bytes": Helper(26, "writes"),
     "get_stackid": Helper(27, "inside"),
     "probe_write_user": Helper(36),
     "get_numa_node_id": Helper(42, "none"),
@@ -69,8 +70,10 @@ HELPERS: Final[dict[str, Helper]] = {
     "for_each_map_elem": Helper(164),
     "get_func_ip": Helper(173, "none"),
     "get_attach_cookie": Helper(174, "none"),
+    "task_pt_regs": Helper(175, "none", PTR),
     "loop": Helper(181),
     "get_func_ret": Helper(184, "writes"),
+    "xdp_load_bytes": Helper(189, "writes"),
     "map_lookup_percpu_elem": Helper(195, "read", PTR),
     "ktime_get_tai_ns": Helper(208, "inside"),
 }

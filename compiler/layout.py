@@ -133,13 +133,15 @@ class EventField(Record, frozen=True):
 class EventLayout(Record, frozen=True):
     """One event site; its number is its index in Reader.events.
 
-    action  printf errorf warnf print print_map clear zero exit time join cat system strftime skboutput unwatch
-            watchpoint runtime_error
+    action  printf errorf warnf print print_map clear zero exit time join cat system strftime skboutput capture
+            unwatch watchpoint runtime_error
     format  the format string with C escapes resolved (printf and the like, time, cat, system)
     map     name of the map for print_map, clear, zero
     fields  in the order of the format's conversions
-    options by name: top, div (constants). runtime_error: kind "helper" (then helper: its name, and the one field is its
-            result, an i32), "divide_by_zero", "array_bounds", "kstack", "ustack"
+    options by name: top, div (constants). capture: link, the LINKTYPE of pcap files; the fields are CLOCK_BOOTTIME in
+            ns, the packet's length, and its bytes, as many as the record has. runtime_error: kind "helper" (then
+            helper: its name, and the one field is its result, an i32), "divide_by_zero", "array_bounds", "kstack",
+            "ustack"
     where   "file:line:col-col" of the call, for messages: the second column is behind its end; "file:line:col" where it
             ends on another line
     """

@@ -16,6 +16,7 @@ from bpfseal.compiler import (  # the handlers register themselves
     loops,
     memory,
     names,
+    packet,
     plan,
     statements,
     values,
@@ -86,6 +87,8 @@ def _write_program(unit: Unit, program: Program, probe: typed.Probe) -> None:
         g.point_index = index
         g.probe_number = fn.binary("add", fn.integer(g.point_index, "i32"), const(first, "i32"))
     declare_variables(g, probe.body, unset_variables(probe.body))
+    if program.kind in ("xdp", "tc"):
+        packet.prepare(g, probe.body)
     g.statements(probe.body)
     g.fn.ret(const(program.result))
     unit.add_function(fn, g.declared)

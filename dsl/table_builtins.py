@@ -9,7 +9,7 @@ COMM_SIZE = 16  # TASK_COMM_LEN, include/linux/sched.h
 
 _FUNCTIONS_ENTERED = frozenset({"kprobe", "uprobe", "usdt", "rawtracepoint"})
 _FUNCTIONS_LEFT = frozenset({"kretprobe", "uretprobe", "fexit", "fentry"})
-_TYPED_ARGS = frozenset({"tracepoint", "rawtracepoint", "fentry", "fexit", "uprobe", "lsm"})
+_TYPED_ARGS = frozenset({"tracepoint", "rawtracepoint", "fentry", "fexit", "uprobe", "lsm", "xdp", "tc"})
 
 _TASK: Type = Ptr(Record("struct task_struct", 0), "btf")
 
@@ -93,7 +93,7 @@ _ROWS = (
     BuiltinSpec(
         "args",
         None,
-        "The traced function's or tracepoint's arguments, by name: args.filename.",
+        "The traced function's or tracepoint's arguments, or a packet's fields, by name: args.filename.",
         rule="args",
         typed='ArgField for one of them; Builtin "args" of type Record(Probe.args.fields.name, size) when the whole '
         "is printed",

@@ -143,6 +143,16 @@ OUTPUT_AND_STRINGS = (
         probes=TRACING,
     ),
     FunctionSpec(
+        "capture",
+        ("void capture([int snaplen])",),
+        (0, 1),
+        "Write the packet, or its first snaplen bytes, to the file of --pcap.",
+        'options "snaplen": int',
+        "async",
+        "capture",
+        probes=frozenset({"xdp", "tc"}),
+    ),
+    FunctionSpec(
         "fail",
         ("void fail(const string format, ...)",),
         (1, -1),

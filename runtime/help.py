@@ -37,6 +37,7 @@ OUTPUT
     -q                   no messages of our own -B line|full|none  buffering
     -v                   say more; on a verifier rejection show its log
     -k                   report failed reads of memory
+    --pcap FILE          where capture() writes packets to, for tcpdump -r
     --no-warnings        no warnings            --raw            control bytes to a terminal as they are
     -d STAGE             show ast, types, codegen, codegen-opt or dis; --emit-llvm FILE writes the IR
 

@@ -49,6 +49,7 @@ class Options(msgspec.Struct):
     emit_llvm: str | None = None
     raw: bool = False
     flamegraph: str | None = None
+    pcap: str | None = None
     info: bool = False
     help: bool = False
     version: bool = False
@@ -90,6 +91,7 @@ _LONG = [
     "lifetime=",
     "raw",
     "flamegraph=",
+    "pcap=",
     "no-cache",
     "format=",
 ]
@@ -180,6 +182,8 @@ def _apply(options: Options, name: str, value: str) -> None:
             options.raw = True
         case "--flamegraph":
             options.flamegraph = value
+        case "--pcap":
+            options.pcap = value
         case "--no-cache":
             options.no_cache = True
         case _ if name in _IGNORED:

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bpfseal.compiler.layout import EventLayout, Shape
+from bpfseal.errors import BpfsealError
 from bpfseal.runtime.render.printf import compile_format
 from bpfseal.runtime.values import Buffer, SymbolValue, decoder
 
 if TYPE_CHECKING:
     from bpfseal.runtime.maps import MapContents
     from bpfseal.runtime.render.trouble import Trouble
+    from bpfseal.runtime.pcap import PacketFile
     from bpfseal.runtime.session import Session
 
 Handler = Callable[[memoryview], None]
@@ -69,9 +71,15 @@ class OutputSink:
     """The session's sink: decodes, acts on maps, stops the trace, hands the rest to `output`."""
 
     def __init__(
-        self, output: Output, *, allow_system: bool = False, when_attached: Callable[[], None] | None = None
+        self,
+        output: Output,
+        *,
+        allow_system: bool = False,
+        when_attached: Callable[[], None] | None = None,
+        packets: PacketFile | None = None,
     ) -> None:
-        """`when_attached` is called once, before what begin probes have to say is written."""
+        """`when_attached` is called once, before what begin probes have to say is written; `packets` is what capture()
+        writes to."""
         self.output = output
         self.allow_system = allow_system
         self.when_attached = when_attached
@@ -80,6 +88,8 @@ class OutputSink:
         return [self._handler(session, event) for event in session.reader.events]
 
     def lost(self, events: int, total: int, *, last: bool) -> None:
+        self.packets = packets
+        self._packet_files = [packets] if packets is not None else []
         self.output.lost(events, total, last=last)
 
     def full(self, name: str, failed: int, entries: int) -> None:
@@ -107,6 +117,8 @@ class OutputSink:
         handler: Handler = build(session, event)
         return handler
 
+        for file in self._packet_files:
+            file.flush()
     def _format(self, session: Session, event: EventLayout) -> Callable[[Buffer], str]:
         return compile_format(event.format, event.fields, session.reader.enums, self.output.text, self.output.clean)
 
@@ -214,3 +226,14 @@ class OutputSink:
 
 
 __all__ = ["Output", "OutputSink", "SymbolValue"]
+        self._packet_files.append(packets)
+    def _on_capture(self, session: Session, event: EventLayout) -> Handler:
+        packets = self.packets
+        if packets is None:
+            raise BpfsealError("capture() needs a file to write to", hint="--pcap FILE")
+        packets.of_type(int(event.options.get("link", 1)))
+        when, length, data = (field.offset for field in event.fields)
+        time_of, length_of = struct.Struct("<Q").unpack_from, struct.Struct("<I").unpack_from
+        write = packets.write
+        return lambda record: write(record[data:], time_of(record, when)[0], length_of(record, length)[0])
+

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.build import Built, Request, build, read_source
@@ -16,6 +16,9 @@ from bpfseal.runtime.sealing import Sealer, Signing
 from bpfseal.runtime.session import Session
 from bpfseal.runtime.sink import OutputSink
 from bpfseal.signer.bundle import SealedBundle
+
+if TYPE_CHECKING:
+    from bpfseal.runtime.pcap import PacketFile
 
 
 def main(options: Options) -> int:
@@ -82,7 +85,8 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
     )
     with session:
         output = make_output(options, file, session)
-        sink = OutputSink(output, allow_system=options.unsafe, when_attached=_notify_attached)
+        packets = _packet_file(options, built)
+        sink = OutputSink(output, allow_system=options.unsafe, when_attached=_notify_attached, packets=packets)
         _stop_on_signals(session)
         session.start(sink)
         if not options.dry_run:
@@ -94,6 +98,10 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
             for contents in session.maps.all_contents():
                 output.map(contents)
         output.flush()
+        if packets is not None:
+            packets.close()
+            if not options.quiet:
+                sys.stderr.write(f"{packets.packets} packets captured in {packets.path}\n")
         if options.flamegraph:
             _draw(session, options.flamegraph)
         # As in bpftrace: what exit() said; the status of the -c child is the child's own business.
@@ -121,6 +129,17 @@ def _draw(session: Session, path: str) -> None:
             file.write(svg(root, "bpfseal"))
     except OSError as error:
         raise BpfsealError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _packet_file(options: Options, built: Built) -> PacketFile | None:
+    """--pcap: the file for capture(). Raises BpfsealError."""
+    if options.pcap is None:
+        return None
+    if not any(event.action == "capture" for event in built.reader.events):
+        raise BpfsealError("--pcap: the program has no capture()", hint="for example xdp:eth0 { capture() }")
+    from bpfseal.runtime.pcap import PacketFile
+
+    return PacketFile(options.pcap, None)
 
 
 def _abandon(file: TextIO) -> None:

@@ -7,6 +7,7 @@ from bpfseal.dsl.check import arguments, fold
 from bpfseal.dsl.check.arguments import Rule
 from bpfseal.dsl.check.conversions import as_int, to_int
 from bpfseal.dsl.check.state import State, nothing
+from bpfseal.dsl.source import Span
 from bpfseal.dsl.table import near
 from bpfseal.dsl.table_config import STACK_MODES
 from bpfseal.dsl.types import (
@@ -222,6 +223,25 @@ def macaddr(c: State, node: ast.Call) -> typed.Expr:
     expr = arguments.value(c, node, 0)
     if expr is None:
         return nothing(node.span)
+def literal(c: State, text: str, type: Type, span: Span) -> typed.Expr:
+    """An address of type inet or mac_address from its usual form."""
+    if isinstance(type, Mac):
+        parts = text.split(":")
+        if len(parts) != 6 or not all(len(p) == 2 and set(p.lower()) <= set("0123456789abcdef") for p in parts):
+            return c.error(span, f"'{text}' is no hardware address", 'write "00:11:22:33:44:55"')
+        packed = bytes.fromhex("".join(parts))
+        return typed.Call("macaddr", (typed.Call("pton", (), Array(U8, 6), span, {"bytes": packed}),), Mac(), span)
+    import ipaddress
+
+    try:
+        packed = ipaddress.ip_address(text).packed
+    except ValueError:
+        return c.error(span, f"'{text}' is no IPv4 or IPv6 address")
+    family = typed.Int(AF_INET if len(packed) == 4 else AF_INET6, I64, span)
+    address = typed.Call("pton", (), Array(U8, len(packed)), span, {"bytes": packed})
+    return typed.Call("ntop", (family, address), Inet(), span)
+
+
     if isinstance(expr, typed.StrLit):
         return c.error(expr.span, "macaddr() does not take string literals")
     if isinstance(expr.type, Array | Str):

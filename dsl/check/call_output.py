@@ -155,7 +155,23 @@ def skboutput(c: State, node: ast.Call) -> typed.Expr:
     return typed.Call("skboutput", (skb, length, offset), U32, node.span, {"path": path})
 
 
+# Whole packets up to what the length field of an IP packet can say, behind an Ethernet header with two VLAN tags.
+_SNAPLEN, _LEAST, _MOST = 65_557, 64, 262_144
+
+
+def capture(c: State, node: ast.Call) -> typed.Expr:
+    length = arguments.number(c, node, 0, "the length", _LEAST) if node.args else _SNAPLEN
+    if length is None:
+        return nothing(node.span)
+    if length > _MOST:
+        return c.error(node.args[0].span, f"capture(): the length must not exceed {_MOST}, it is {length}")
+    if c.callbacks:
+        return c.error(node.span, "capture() is not allowed in a for-loop")
+    return typed.Call("capture", (), VOID, node.span, {"snaplen": length})
+
+
 RULES: dict[str, Rule] = {
+    "capture": capture,
     "printf": formatted,
     "errorf": formatted,
     "warnf": formatted,

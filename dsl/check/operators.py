@@ -18,7 +18,24 @@ from bpfseal.dsl.check.conversions import (
 )
 from bpfseal.dsl.check.state import State, nothing
 from bpfseal.dsl.source import Span
-from bpfseal.dsl.types import BOOL, I64, U64, Array, Bool, Buf, Enum, Int, Mac, Ptr, Str, Sym, Tuple, Type, size_of
+from bpfseal.dsl.types import (
+    BOOL,
+    I64,
+    U64,
+    Array,
+    Bool,
+    Buf,
+    Enum,
+    Inet,
+    Int,
+    Mac,
+    Ptr,
+    Str,
+    Sym,
+    Tuple,
+    Type,
+    size_of,
+)
 
 _COMPARE = frozenset(fold.COMPARISONS)
 _TEXTS = (Str, Buf, Mac)
@@ -190,12 +207,26 @@ def move(pointer: typed.Expr, op: str, offset: typed.Expr, span: Span) -> typed.
     return typed.Binary(op, pointer, steps, type, span)
 
 
+def _addresses(c: State, op: str, left: typed.Expr, right: typed.Expr, span: Span) -> typed.Expr:
+    """A network or hardware address compared with one that is written as a string."""
+    from bpfseal.dsl.check import call_addresses
+
+    value, text = (right, left) if isinstance(left.type, Str) else (left, right)
+    written = fold.literal(text)
+    if not isinstance(written, bytes):
+        return c.error(text.span, f"{value.type} can only be compared with an address or a string literal")
+    literal = call_addresses.literal(c, written.decode("utf-8", "replace"), value.type, text.span)
+    return typed.Binary(op, value, literal, BOOL, span)
+
+
 def _memory(c: State, op: str, left: typed.Expr, right: typed.Expr, span: Span) -> typed.Expr:
     a, b = left.type, right.type
     equality = op in ("==", "!=")
     match a, b:
-        case (Str(), Str()) | (Buf(), Buf()) | (Mac(), Mac()) if equality:
+        case (Str(), Str()) | (Buf(), Buf()) | (Mac(), Mac()) | (Inet(), Inet()) if equality:
             return typed.Binary(op, left, right, BOOL, span)
+        case ((Inet() | Mac()), Str()) | (Str(), (Inet() | Mac())) if equality:
+            return _addresses(c, op, left, right, span)
         case Array(), Array():
             if not equality:
                 return c.error(span, f"the {op} operator cannot be used on arrays")

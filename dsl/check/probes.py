@@ -102,7 +102,7 @@ def _grouped(c: State, probe: ast.Probe, number: int, found: Sequence[Point]) ->
     """Points that the body cannot tell apart go together."""
     words = walk.words((probe.predicate, probe.body))
     named = "probe" in words
-    typed_args = bool(words & {"args", "retval", "ctx"}) or any(w.startswith("arg") for w in words)
+    typed_args = bool(words & {"args", "retval", "ctx", "capture"}) or any(w.startswith("arg") for w in words)
     uses_module = "uaddr" in words
     together: dict[object, tuple[list[Point], Args]] = {}
     for position, point in enumerate(found):

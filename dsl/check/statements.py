@@ -237,6 +237,14 @@ def _return_from_probe(c: State, node: ast.Jump) -> Sequence[typed.Stmt]:
     if as_int(value.type) is None:
         c.error(node.span, f"a probe can only return an integer, not {value.type}")
         return ()
+# Probes whose result changes what the machine does.
+_DECIDING = {
+    "lsm": "the value that an lsm probe returns decides whether the operation is allowed",
+    "xdp": "the value that an xdp probe returns decides what becomes of the packet",
+    "tc": "the value that a tc probe returns decides what becomes of the packet",
+}
+
+
     return (typed.Jump("return", to_int(value, I64), node.span),)
 
 
@@ -246,6 +254,9 @@ def defer(c: State, node: ast.Defer) -> Sequence[typed.Stmt]:
     outer, c.captures = c.captures, [*c.captures, captured]
     visible = {name: v for scope in c.scopes for name, v in scope.items()}
     c.callbacks += 1
+    if c.place.kind in _DECIDING and not c.env.target.unsafe:
+        c.error(node.span, f"{_DECIDING[c.place.kind]}. To use it you need the --unsafe flag")
+        return ()
     inside = nested(c, node.body)
     c.callbacks -= 1
     c.captures = outer

@@ -32,7 +32,8 @@ Arguments: `Args.context` is "ctx" (offset in the context), "argument" (u64[] co
 the fields, where DWARF knows them, have `argument` N for the N-th integer argument), "syscall", "syscall_exit",
 "usdt", "none". In "syscall" field `argument` N < 6 is system call argument N, in "syscall_exit" 0 is the result; 6 is
 the system call's number in both. In "usdt" Args.extra has "argN" → canonical location, see `runtime.probes.usdt`.
-For fentry, fexit and lsm Args.extra["arguments"] is the number of words before the result in the context.
+In "packet" the fields are those of `runtime.probes.network`; Args.extra["ethernet"] 1: packets start with an Ethernet
+header. For fentry, fexit and lsm Args.extra["arguments"] is the number of words before the result in the context.
 """
 
 from __future__ import annotations

@@ -1,0 +1,314 @@
+"""xdp and tc probes: what they see of packets made byte by byte, and files of packets read back by tcpdump."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bpfseal.errors import BpfsealError
+from bpfseal.runtime.build import Request, build, check
+from bpfseal.runtime.listing import list_probes
+from bpfseal.runtime.pcap import PacketFile
+from tests.probes import frames, kit
+from tests.probes.frames import FRAMES, PRINT, Pair, expected
+
+pytestmark = [
+    pytest.mark.host,
+    kit.needs_bpf,
+    pytest.mark.skipif(not frames.can_pair(), reason="no network namespaces or veth here"),
+]
+SIGNING = os.environ.get("BPFSEAL_TEST_SIGNING", "auto")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with frames.pair() as found:
+        yield found
+
+
+class Tracer:
+    """A running bpfseal: lines that it has printed."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def lines(self, count: int) -> list[str]:
+        assert self.process.stdout is not None
+        return [self.process.stdout.readline().rstrip("\n") for _ in range(count)]
+
+    def stop(self) -> tuple[str, str]:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.communicate(timeout=60)
+
+
+@contextmanager
+def tracer(program: str, *options: str) -> Iterator[Tracer]:
+    """bpfseal with `program`, attached."""
+    command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "-q", "-B", "line", *options, "-e", program]
+    environment = {**os.environ, "__BPFTRACE_NOTIFY_PROBES_ATTACHED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        found = Tracer(process)
+        try:
+            (first,) = found.lines(1)
+            if first != "__BPFTRACE_NOTIFY_PROBES_ATTACHED":
+                raise AssertionError(first + "".join(process.communicate()))
+            yield found
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.communicate(timeout=60)
+
+
+class TestFields:
+    @pytest.mark.parametrize("kind", ["xdp:{near}", "tc:{near}:ingress", "tc:{near}:egress"])
+    def test_every_frame(self, pair: Pair, kind: str) -> None:
+        point = kind.format(near=pair.near)
+        with tracer(f"{point} {{ {PRINT}; }}") as trace:
+            send = pair.send_near if point.endswith("egress") else pair.send
+            send([frame.data for frame in FRAMES])
+            assert dict(zip([f.name for f in FRAMES], trace.lines(len(FRAMES)), strict=True)) == dict(
+                zip([f.name for f in FRAMES], expected(), strict=True)
+            )
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["xdp:{near}", "tc:{near}:ingress"])
+    def test_lengths_and_hardware_addresses(self, pair: Pair, kind: str) -> None:
+        program = 'printf("%d %s %s %d\\n", args.len, args.smac, args.dmac, args.ifindex)'
+        with tracer(f"{kind.format(near=pair.near)} {{ {program}; }}") as trace:
+            chosen = [f for f in FRAMES if "vlan" not in f.name and f.name != "nested"]
+            pair.send([frame.data for frame in chosen])
+            index = Path(f"/sys/class/net/{pair.near}/ifindex").read_text().strip()
+            want = [f"{len(f.data)} 02:00:00:00:00:0b 02:00:00:00:00:0a {index}" for f in chosen]
+            assert [line.lower() for line in trace.lines(len(chosen))] == want
+
+    @pytest.mark.parametrize("kind", ["xdp:{near}", "tc:{near}:ingress"])
+    def test_filters(self, pair: Pair, kind: str) -> None:
+        point = kind.format(near=pair.near)
+        program = (
+            f'{point} /args.saddr == "10.77.0.2" && args.proto == 17/ {{ @four = count(); }}'
+            if kind.startswith("xdp")
+            else f'{point} /args.saddr == "10.77.0.2" && args.proto == 17/ {{ @four = count(); }} '
+            f'{point} /args.daddr == "fd77::1"/ {{ @six = count(); }} '
+            f'{point} /args.smac == "02:00:00:00:00:0b" && args.daddr != "10.77.0.1"/ {{ @others = count(); }}'
+        )
+        with tracer(program) as trace:
+            pair.send([frame.data for frame in FRAMES])
+            out, _ = trace.stop()
+        counts = dict(re.findall(r"@(\w+): (\d+)", out))
+        fields = [frame.fields for frame in FRAMES]
+        assert counts["four"] == str(sum(f[3] == "10.77.0.2" and f[5] == 17 for f in fields))
+        if kind.startswith("tc"):
+            assert counts["six"] == str(sum(f[4] == "fd77::1" for f in fields))
+            assert counts["others"] == str(sum(f[4] != "10.77.0.1" for f in fields))
+
+    @pytest.mark.slow
+    def test_whole_record(self, pair: Pair) -> None:
+        with tracer(f"xdp:{pair.near} {{ print(args); }}") as trace:
+            pair.send([FRAMES[0].data])
+            (line,) = trace.lines(1)
+        assert ".saddr = 10.77.0.2" in line
+        assert ".dport = 53" in line
+
+    @pytest.mark.parametrize(
+        "body", ["return;", "if (args.len > 0) { return; } @ = 1;", "exit();", "@x[args.len] = 1;"]
+    )
+    @pytest.mark.slow
+    def test_packets_go_on(self, pair: Pair, body: str) -> None:
+        """Whatever way a program ends, the next one gets the packet."""
+        with tracer(f"tc:{pair.near}:ingress {{ @behind = count(); }}") as behind:
+            with tracer(f"xdp:{pair.near} {{ {body} }} interval:s:60 {{ }}"):
+                pair.send([frame.data for frame in FRAMES])
+            out, _ = behind.stop()
+        assert f"@behind: {len(FRAMES)}" in out
+
+
+class TestCapture:
+    @pytest.mark.parametrize("kind", ["xdp:{near}", "tc:{near}:ingress", "tc:{near}:egress"])
+    def test_file(self, pair: Pair, kind: str, tmp_path: Path) -> None:
+        """The file has exactly the bytes that were sent, in order, at times that are now."""
+        point, file = kind.format(near=pair.near), tmp_path / "packets.pcap"
+        before = time.time_ns()
+        with tracer(f"{point} {{ capture(); }}", "--pcap", str(file)) as trace:
+            send = pair.send_near if point.endswith("egress") else pair.send
+            send([frame.data for frame in FRAMES])
+            trace.stop()
+        packets = read(file)
+        assert [data for _, _, data in packets] == [frame.data for frame in FRAMES]
+        assert all(length == len(data) for _, length, data in packets)
+        times = [when for when, _, _ in packets]
+        assert times == sorted(times)
+        assert before - 10**9 < times[0] <= times[-1] < time.time_ns() + 10**9
+
+    @pytest.mark.skipif(shutil.which("tcpdump") is None, reason="no tcpdump")
+    def test_tcpdump_reads_it(self, pair: Pair, tmp_path: Path) -> None:
+        file = tmp_path / "packets.pcap"
+        with tracer(f"xdp:{pair.near} /args.dport == 53 || args.tcp_flags/ {{ capture(); }}", "--pcap", str(file)) as t:
+            pair.send([frame.data for frame in FRAMES])
+            t.stop()
+        done = subprocess.run(["tcpdump", "-nn", "--nano", "-r", str(file)], capture_output=True, text=True, check=True)
+        lines = done.stdout.splitlines()
+        assert len(lines) == sum(f.fields[8] == 53 or bool(f.fields[9]) for f in FRAMES)
+        assert "IP 10.77.0.2.5000 > 10.77.0.1.53" in lines[0]
+        assert re.match(r"\d\d:\d\d:\d\d\.\d{9} ", lines[0]), "times have nanoseconds"
+        assert "Flags [S.]" in lines[1]
+
+    @pytest.mark.slow
+    def test_length_limit(self, pair: Pair, tmp_path: Path) -> None:
+        file = tmp_path / "packets.pcap"
+        with tracer(f"tc:{pair.near}:ingress {{ capture(64); }}", "--pcap", str(file)) as trace:
+            pair.send([FRAMES[-1].data])
+            trace.stop()
+        ((_, length, data),) = read(file)
+        assert length == len(FRAMES[-1].data)
+        assert data == FRAMES[-1].data[:64]
+
+    def test_lost_packets_are_counted(self, pair: Pair, tmp_path: Path) -> None:
+        """A ring of one page and a reader that stands still: what is not in the file is in the count."""
+        file, sent = tmp_path / "packets.pcap", 400
+        program = f"config = {{ perf_rb_pages = 4 }} xdp:{pair.near} {{ capture(); @ = count(); }}"
+        with tracer(program, "--pcap", str(file)) as trace:
+            trace.process.send_signal(signal.SIGSTOP)
+            pair.send([FRAMES[-1].data] * sent)
+            trace.process.send_signal(signal.SIGCONT)
+            out, err = trace.stop()
+        assert f"@: {sent}" in out
+        captured = len(read(file))
+        assert 0 < captured < sent
+        lost = sum(map(int, re.findall(r"Lost (\d+) events", out + err)))
+        assert captured + lost == sent, out + err
+
+    @pytest.mark.slow
+    def test_says_how_many(self, pair: Pair, tmp_path: Path) -> None:
+        file = tmp_path / "packets.pcap"
+        command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "--pcap", str(file), "-e"]
+        program = f"xdp:{pair.near} {{ capture(); }} interval:ms:1 {{ exit(); }}"
+        done = subprocess.run([*command, program], capture_output=True, text=True, check=True)
+        assert f"0 packets captured in {file}" in done.stderr
+        assert len(file.read_bytes()) == 24
+
+    def test_needs_a_file(self, pair: Pair) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "bpfseal",
+            "--signing",
+            SIGNING,
+            "-q",
+            "-e",
+            f"xdp:{pair.near} {{ capture(); }}",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "capture() needs a file to write to" in done.stderr
+        assert "--pcap FILE" in done.stderr
+
+    @pytest.mark.slow
+    def test_file_needs_a_capture(self, pair: Pair, tmp_path: Path) -> None:
+        file = tmp_path / "packets.pcap"
+        command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "--pcap", str(file), "-e", "begin { }"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "the program has no capture()" in done.stderr
+        assert not file.exists()
+
+
+def read(path: Path) -> list[tuple[int, int, bytes]]:
+    """(time in ns, length of the packet, bytes that are there) of a pcap file."""
+    data = path.read_bytes()
+    magic, major, minor, _, _, _, link = struct.unpack_from("<IHHiIII", data)
+    assert (magic, major, minor, link) == (0xA1B23C4D, 2, 4, 1)
+    at, found = 24, []
+    while at < len(data):
+        seconds, rest, captured, length = struct.unpack_from("<IIII", data, at)
+        found.append((seconds * 10**9 + rest, length, data[at + 16 : at + 16 + captured]))
+        at += 16 + captured
+    return found
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("program", "message"),
+        [
+            ("begin {{ capture(); }}", "capture.. cannot be used with special probes"),
+            ("xdp:{near} {{ capture(10); }}", "must be at least 64"),
+            ("xdp:{near} {{ capture(1000000); }}", "must not exceed"),
+            ("xdp:{near} {{ print(args.nothing); }}", "no argument named 'nothing'"),
+            ('xdp:{near} /args.saddr == "10.0.0.256"/ {{ }}', "no IPv4 or IPv6 address"),
+            ('xdp:{near} /args.smac == "0:1"/ {{ }}', "no hardware address"),
+            ("xdp:{near} {{ return 1; }}", "decides what becomes of the packet"),
+            ("tc:{near}:ingress {{ return 2; }}", "decides what becomes of the packet"),
+            ("xdp:nothing0 {{ }}", "No matches for xdp nothing0"),
+            ("tc:{near} {{ }}", "write tc:INTERFACE:ingress|egress"),
+            ("tc:{near}:sideways {{ }}", "no direction 'sideways'"),
+        ],
+    )
+    def test_said_clearly(self, pair: Pair, program: str, message: str) -> None:
+        with pytest.raises(BpfsealError, match=message):
+            check(Request(text=program.format(near=pair.near)))
+
+    def test_unsafe_decides(self, pair: Pair) -> None:
+        """With --unsafe a program drops packets: nothing comes through."""
+        with tracer(f"tc:{pair.near}:ingress {{ @behind = count(); }}") as behind:
+            with tracer(f"xdp:{pair.near} /args.proto == 17/ {{ return 1; }}", "--unsafe"):
+                pair.send([frame.data for frame in FRAMES])
+            out, _ = behind.stop()
+        assert f"@behind: {sum(f.fields[5] != 17 for f in FRAMES)}" in out
+
+    def test_busy_interface(self, pair: Pair) -> None:
+        with tracer(f"xdp:{pair.near} {{ }}"):
+            command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "-q", "-e", f"xdp:{pair.near} {{ }}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "another XDP program is on the interface" in done.stderr
+
+    def test_links_of_two_types(self, tmp_path: Path) -> None:
+        packets = PacketFile(str(tmp_path / "x"), None)
+        packets.of_type(1)
+        packets.of_type(1)
+        with pytest.raises(BpfsealError, match="cannot be in one file"):
+            packets.of_type(101)
+        packets.close()
+
+    def test_full_disk(self) -> None:
+        packets = PacketFile("/dev/full", None)
+        with pytest.raises(BpfsealError, match="No space left"):
+            packets.of_type(1)
+
+
+def test_listing(pair: Pair) -> None:
+    assert list(list_probes(f"xdp:{pair.near}")) == [f"xdp:{pair.near}"]
+    lines = list(list_probes(f"tc:{pair.near}:*", verbose=True))
+    assert [line for line in lines if not line.startswith(" ")] == [
+        f"tc:{pair.near}:egress",
+        f"tc:{pair.near}:ingress",
+    ]
+    assert "    inet saddr" in lines
+
+
+def test_without_ethernet() -> None:
+    """A tunnel's packets start with IP."""
+    name = f"bpt{os.getpid() % 100000}"
+    subprocess.run(["ip", "tuntap", "add", name, "mode", "tun"], check=True)
+    try:
+        from bpfseal.runtime.probes.network import ethernet
+
+        assert not ethernet(name)
+        assert ethernet("lo")
+        built = build(Request(text=f"tc:{name}:egress {{ print(args.saddr); capture(); }}", cache=False))
+        (event,) = [e for e in built.reader.events if e.action == "capture"]
+        assert event.options == {"link": 101}
+    finally:
+        subprocess.run(["ip", "tuntap", "del", name, "mode", "tun"], check=True)
