@@ -40,7 +40,7 @@ class NativeConsumer:
         self._consume = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(address)
         # The producer's pages may be mapped for reading only, and Python does not tell where such a mapping is.
         self._size = mmap.PAGESIZE + 2 * ring.size
-        self._pages = _map(ring.fd, self._size)
+        self._pages = map_ring(ring.fd, self._size)
         self._consumer = (ctypes.c_char * 8).from_buffer(ring.consumer)
         self._room = _ROOM + made.bound
         self._out = ctypes.create_string_buffer(self._room)
@@ -66,7 +66,7 @@ class NativeConsumer:
         if self._pages:
             del self._consumer
             self._view.release()
-            _libc().munmap(self._pages, self._size)
+            unmap_ring(self._pages, self._size)
             self._pages = 0
 
 
@@ -78,7 +78,8 @@ def _libc() -> Any:
     return libc
 
 
-def _map(fd: int, size: int) -> int:
+def map_ring(fd: int, size: int) -> int:
+    """Address of the producer's page and the data behind it, for reading. Raises OSError."""
     found: int | None = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, mmap.PAGESIZE)
     if found is None or found == ctypes.c_void_p(-1).value:
         code = ctypes.get_errno()
@@ -86,14 +87,22 @@ def _map(fd: int, size: int) -> int:
     return found
 
 
+def unmap_ring(address: int, size: int) -> None:
+    _libc().munmap(address, size)
+
+
 def _compile(made: Program) -> tuple[Any, int]:
-    """(what keeps the code alive, address of the function)."""
+    return compile_function(made.text, "consume")
+
+
+def compile_function(text: str, name: str) -> tuple[Any, int]:
+    """(what keeps the code alive, address of the function `name` of the IR `text`)."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    module = llvm.parse_assembly(made.text)
+    module = llvm.parse_assembly(text)
     machine = llvm.Target.from_default_triple().create_target_machine(opt=2)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    return engine, engine.get_function_address("consume")
+    return engine, engine.get_function_address(name)

@@ -30,7 +30,7 @@ from bpfseal.signer.bundle import Attach, Bundle, SealedBundle
 if TYPE_CHECKING:
     from bpfseal.runtime.attach import Link
     from bpfseal.runtime.child import Child
-    from bpfseal.runtime.native import NativeConsumer
+    from bpfseal.runtime.deferred import Account, Deferred
 
 # How often a busy session looks whether events were lost.
 _LOOK_SECONDS = 0.5
@@ -58,14 +58,27 @@ class Sink(Protocol):
     def skipped(self, probe: str, times: int) -> None:
         """At the end: the kernel skipped the program of `probe`, which would have interrupted itself."""
 
+    def deferred(self, account: Account, dropped: int, *, last: bool) -> None:
+        """Deferred blocks: `dropped` more were; called when there are more, and at the end (`last`), when all of the
+        account is final. Not for scripts without."""
+
     def attached(self, probes: int) -> None:
         """Everything is attached: `probes` points; what begin probes had to say comes after it."""
 
-    def native(self) -> int | None:
-        """The descriptor that lines of printf may be written to past the sink; see `runtime.sink.Output.native`."""
+    def native(self) -> int | Callable[[RingReader, Any], Consumer] | None:
+        """The descriptor that lines of printf may be written to past the sink (see `runtime.sink.Output.native`), or
+        what makes a consumer of the sink's own for the ring and `Reader.events`."""
 
     def idle(self) -> None:
         """Called when the rings are empty: time to flush."""
+
+
+class Consumer(Protocol):
+    """Takes a busy ring from Python; see `runtime.native`."""
+
+    def run(self) -> tuple[int, int]: ...
+
+    def close(self) -> None: ...
 
 
 class Session:
@@ -91,6 +104,8 @@ class Session:
         self.started_ns = 0
         self.attached = 0
         self.lost = 0
+        self.deferred: Account | None = None  # of scripts with deferred blocks, as last read
+        self._deferred: Deferred | None = None
         self._failed: dict[str, int] = {}
         self._looked = 0.0
         self._signals: list[tuple[Attach, int]] = []
@@ -106,7 +121,7 @@ class Session:
         self._target_fd = -1
         self.pid = pid
         self.child: Child | None = None
-        self._native: NativeConsumer | None = None
+        self._native: Consumer | None = None
         self._tried_native = False
         self._handlers: list[Callable[[memoryview], None]] = []
         self._loaded: Loaded | None = None
@@ -117,6 +132,10 @@ class Session:
                 self.child = Child(command)
             self._loaded = load(bundle, sealed, log_level=log_level)
             self.maps = Maps(self.reader, tuple(self._loaded.map_fds))
+            if self.reader.deferred >= 0:
+                from bpfseal.runtime.deferred import Deferred
+
+                self._deferred = Deferred(self.reader, self.map_fd)
             self._open_rings()
         except BaseException:
             self.close()
@@ -168,6 +187,7 @@ class Session:
             self._drain()
         self._idle()
         if time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._count_deferred()
             self.count_lost()
         return not self._stopping
 
@@ -193,8 +213,13 @@ class Session:
         self._finished = True
         self._detach()
         self._drain_all()
+        if self._deferred is not None:
+            self._deferred.wait(self._drain)
+            self._drain_all()
         self._exited = False
         self._run_phase("end")
+        self._drain_all()
+        self._count_deferred(last=True)
         self._drain_all()
         self.count_lost(last=True)
         self._count_skipped()
@@ -377,17 +402,20 @@ class Session:
 
     def _go_native(self, ring: RingReader) -> None:
         """More than Python should handle: have the lines written by machine code, where there is some for them."""
-        if self._tried_native or self.sink is None or (descriptor := self.sink.native()) is None:
+        if self._tried_native or self.sink is None or (wanted := self.sink.native()) is None:
             return
         self._tried_native = True
         try:
+            if callable(wanted):
+                self._native = wanted(ring, self.reader.events)
+                return
             from bpfseal.runtime.native import NativeConsumer
 
-            self._native = NativeConsumer(ring, self.reader.events, descriptor)
+            self._native = NativeConsumer(ring, self.reader.events, wanted)
         except (ImportError, OSError, RuntimeError):
             return  # slower, not wrong
 
-    def _drain_natively(self, ring: RingReader, native: NativeConsumer) -> int:
+    def _drain_natively(self, ring: RingReader, native: Consumer) -> int:
         """As `_drain` for one ring; records that machine code does not know are handled here, in their turn."""
         self._idle()  # what was said before comes first
         total = 0
@@ -443,6 +471,16 @@ class Session:
                     self.sink.full(layout.name, failed - before, layout.max_entries)
                     self._failed[layout.name] = failed
         return self.lost
+
+    def _count_deferred(self, *, last: bool = False) -> None:
+        """Tell of deferred blocks that were dropped, and at the end of all."""
+        if self._deferred is None:
+            return
+        account = self._deferred.end(self._drain) if last else self._deferred.read()
+        new = account.dropped - (self.deferred.dropped if self.deferred is not None else 0)
+        self.deferred = account
+        if self.sink is not None and (new or last):
+            self.sink.deferred(account, new, last=last)
 
     def _count_skipped(self) -> None:
         """Tell of programs that the kernel did not run because they would have interrupted themselves

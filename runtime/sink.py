@@ -14,10 +14,12 @@ from bpfseal.runtime.render.printf import compile_format
 from bpfseal.runtime.values import Buffer, SymbolValue, decoder
 
 if TYPE_CHECKING:
+    from bpfseal.runtime.deferred import Account
     from bpfseal.runtime.maps import MapContents
-    from bpfseal.runtime.render.trouble import Trouble
     from bpfseal.runtime.pcap import PacketFile
-    from bpfseal.runtime.session import Session
+    from bpfseal.runtime.render.trouble import Trouble
+    from bpfseal.runtime.ring import RingReader
+    from bpfseal.runtime.session import Consumer, Session
 
 Handler = Callable[[memoryview], None]
 
@@ -45,6 +47,9 @@ class Output(Protocol):
 
     def skipped(self, probe: str, times: int) -> None:
         """The kernel did not run a program `times` times, to keep it from interrupting itself."""
+
+    def deferred(self, account: Account, dropped: int, *, last: bool) -> None:
+        """`dropped` more deferred blocks were; `last`: this is the end, tell what became of all."""
 
     def attached(self, probes: int) -> None: ...
 
@@ -83,13 +88,13 @@ class OutputSink:
         self.output = output
         self.allow_system = allow_system
         self.when_attached = when_attached
+        self.packets = packets
+        self._packet_files = [packets] if packets is not None else []
 
     def bind(self, session: Session) -> list[Handler]:
         return [self._handler(session, event) for event in session.reader.events]
 
     def lost(self, events: int, total: int, *, last: bool) -> None:
-        self.packets = packets
-        self._packet_files = [packets] if packets is not None else []
         self.output.lost(events, total, last=last)
 
     def full(self, name: str, failed: int, entries: int) -> None:
@@ -98,17 +103,22 @@ class OutputSink:
     def skipped(self, probe: str, times: int) -> None:
         self.output.skipped(probe, times)
 
+    def deferred(self, account: Account, dropped: int, *, last: bool) -> None:
+        self.output.deferred(account, dropped, last=last)
+
     def attached(self, probes: int) -> None:
         self.output.attached(probes)
         if self.when_attached is not None:
             self.output.flush()
             self.when_attached()
 
-    def native(self) -> int | None:
+    def native(self) -> int | Callable[[RingReader, Any], Consumer] | None:
         return self.output.native()
 
     def idle(self) -> None:
         self.output.flush()
+        for file in self._packet_files:
+            file.flush()
 
     def _handler(self, session: Session, event: EventLayout) -> Handler:
         build = getattr(self, f"_on_{event.action}", None)
@@ -117,8 +127,6 @@ class OutputSink:
         handler: Handler = build(session, event)
         return handler
 
-        for file in self._packet_files:
-            file.flush()
     def _format(self, session: Session, event: EventLayout) -> Callable[[Buffer], str]:
         return compile_format(event.format, event.fields, session.reader.enums, self.output.text, self.output.clean)
 
@@ -139,7 +147,7 @@ class OutputSink:
 
     def _on_print_map(self, session: Session, event: EventLayout) -> Handler:
         top, div = int(event.options.get("top", 0)), int(event.options.get("div", 0))
-        return lambda record: self.output.map(session.maps[event.map].contents(top=top, div=div))
+        return lambda record: self.output.map(session.maps[event.map].contents(top=top, div=div, zero=True))
 
     def _on_clear(self, session: Session, event: EventLayout) -> Handler:
         return lambda record: session.maps[event.map].clear()
@@ -221,12 +229,10 @@ class OutputSink:
         from bpfseal.runtime.pcap import PacketFile
 
         packets = PacketFile(event.format.decode("utf-8", "surrogateescape"))
+        self._packet_files.append(packets)
         field = event.fields[0]
         return lambda record: packets.write(record[field.offset :])
 
-
-__all__ = ["Output", "OutputSink", "SymbolValue"]
-        self._packet_files.append(packets)
     def _on_capture(self, session: Session, event: EventLayout) -> Handler:
         packets = self.packets
         if packets is None:
@@ -237,3 +243,5 @@ __all__ = ["Output", "OutputSink", "SymbolValue"]
         write = packets.write
         return lambda record: write(record[data:], time_of(record, when)[0], length_of(record, length)[0])
 
+
+__all__ = ["Output", "OutputSink", "SymbolValue"]

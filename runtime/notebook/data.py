@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bpfseal.compiler.layout import Reader
 from bpfseal.errors import BpfsealError
-from bpfseal.runtime.notebook.recording import Entry, Note, Recording, map_text
+from bpfseal.runtime.notebook.recording import Recording, map_text
+from bpfseal.runtime.notebook.stream import Note, View
 
 if TYPE_CHECKING:
     from bpfseal.runtime.api import Event
@@ -107,7 +108,7 @@ class Snapshot(Data):
     source: str
     state: str
     seconds: float
-    entries: Sequence[Entry]
+    entries: View
     contents: dict[str, MapContents]
     recording: Recording
     seal: Seal
@@ -120,6 +121,11 @@ class Snapshot(Data):
 
     def __repr__(self) -> str:
         return f"<bpfseal trace {self.name!r}: {self.state}, {len(self.entries)} events, {len(self.contents)} maps>"
+
+    @property
+    def dropped(self) -> int:
+        """The oldest events, which were let go."""
+        return self.entries.first
 
     @property
     def reader(self) -> Reader:
@@ -140,29 +146,19 @@ class Snapshot(Data):
             return pd.DataFrame()
         lookup = self.recording.lookup
         assert lookup is not None
-        sites: dict[int, list[bytes]] = {}
-        order: list[int] = []
-        for entry in self.entries:
-            if isinstance(entry, bytes):
-                number = int.from_bytes(entry[:4], "little")
-                order.append(number)
-                try:
-                    sites[number].append(entry)
-                except KeyError:
-                    sites[number] = [entry]
         # A printf without values has no columns; it is text between the data, like a headline.
-        fields = {number: rows for number, rows in sites.items() if self.reader.events[number].fields}
+        fields = [number for number, event in enumerate(self.reader.events) if event.fields]
+        blocks, order = frames.blocks(self.entries, fields)
         made = {
-            number: frames.of_records(rows, number, self.reader, self.source, lookup)
-            for number, rows in sorted(fields.items())
+            number: frames.of_block(block, number, self.reader, self.source, lookup)
+            for number, block in sorted(blocks.items())
         }
         if not made:
             frame = pd.DataFrame()
         elif len(made) == 1:
             frame = next(iter(made.values()))
         else:
-            frame = frames.together(made, [n for n in order if n in made], self.reader.events)
-            frame = frame.reset_index(drop=True)
+            frame = frames.together(made, order, self.reader.events).reset_index(drop=True)
         self._frame = frame
         return frame
 
@@ -196,7 +192,7 @@ class Snapshot(Data):
         """The end of the events and all maps, fit for a terminal: what was traced cannot control it."""
         from bpfseal.runtime.render.text import visible
 
-        last = dataclasses.replace(self, entries=self.entries[-_LINES:])
+        last = dataclasses.replace(self, entries=self.entries[-_LINES:], _frame=None)
         text = "".join(visible(line) for line in last.as_text().splitlines(keepends=True))
         hidden = len(self.entries) - len(last.entries)
         return (f"… {hidden} events before\n" if hidden else "") + text

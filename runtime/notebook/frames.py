@@ -6,14 +6,15 @@ and stacks category (stacks as "outermost;…;innermost"), strftime() datetime64
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bpfseal.compiler.layout import EventLayout, Reader, Shape
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.notebook import columns
 from bpfseal.runtime.notebook.lookup import Lookup
-from bpfseal.runtime.values import StackValue, TimestampValue, decoder
+from bpfseal.runtime.notebook.stream import Piece, View
+from bpfseal.runtime.values import StackValue, decoder
 
 if TYPE_CHECKING:
     from bpfseal.runtime.maps import MapContents
@@ -33,26 +34,79 @@ def pandas() -> Any:
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-def of_records(records: Sequence[bytes], number: int, reader: Reader, source: str, lookup: Lookup) -> Any:
-    """A frame of the records of event site `number`: the columns of its call, and "probe" where several use it."""
+def blocks(view: View, wanted: Collection[int]) -> tuple[dict[int, Any], Any]:
+    """({event site: its records as rows of bytes}, site of each row of all of them in the order of arrival)."""
+    import numpy as np
+
+    rows: dict[int, list[Any]] = {}
+    order = []
+    for part, start, stop in view.spans:
+        if isinstance(part, Piece):
+            numbers = _of_piece(part, start, stop, rows)
+        else:
+            records = [entry for entry in part[start:stop] if isinstance(entry, bytes)]
+            numbers = np.array([int.from_bytes(record[:4], "little") for record in records], dtype=np.int64)
+            by_site: dict[int, list[bytes]] = {}
+            for record in records:
+                by_site.setdefault(int.from_bytes(record[:4], "little"), []).append(record)
+            for number, some in by_site.items():
+                rows.setdefault(number, []).append(_rows(b"".join(some), len(some)))
+        order.append(numbers)
+    found = {number: _joined(some) for number, some in rows.items() if number in wanted}
+    sites = np.concatenate(order) if order else np.empty(0, dtype=np.int64)
+    return found, sites[np.isin(sites, list(found))] if len(rows) > len(found) else sites
+
+
+def _rows(data: bytes, count: int) -> Any:
+    import numpy as np
+
+    return np.frombuffer(data, dtype=np.uint8).reshape(count, -1)
+
+
+def _of_piece(piece: Piece, start: int, stop: int, rows: dict[int, list[Any]]) -> Any:
+    """Adds the records of a piece to `rows`; their sites."""
+    import numpy as np
+
+    places = np.frombuffer(piece.places, dtype=np.uint32)[start : stop + 1].astype(np.int64)
+    numbers = np.frombuffer(piece.data, dtype="<u4")[places[:-1] // 4].astype(np.int64)
+    if (numbers == numbers[0]).all():
+        # One site: its records are equally long and lie one behind the other.
+        rows.setdefault(int(numbers[0]), []).append(_rows(piece.data[places[0] : places[-1]], stop - start))
+        return numbers
+    words = np.frombuffer(piece.data, dtype="<u8")
+    for number in np.unique(numbers):
+        chosen = np.flatnonzero(numbers == number)
+        first = chosen[0]
+        size = int(places[first + 1] - places[first]) // 8
+        at = places[chosen, None] // 8 + np.arange(size)
+        rows.setdefault(int(number), []).append(words[at].view(np.uint8))
+    return numbers
+
+
+def _joined(some: list[Any]) -> Any:
+    """Rows of one site; those that came in bulk are padded to 8 bytes, the others are not."""
+    import numpy as np
+
+    width = min(rows.shape[1] for rows in some)
+    return np.concatenate([rows[:, :width] for rows in some]) if len(some) > 1 else some[0]
+
+
+def of_block(block: Any, number: int, reader: Reader, source: str, lookup: Lookup) -> Any:
+    """A frame of the records of event site `number`, which are the rows of `block`: the columns of its call, and
+    "probe" where several use it."""
     import numpy as np
 
     pd = pandas()
     event = reader.events[number]
-    rows = len(records)
-    size = len(records[0]) if records else max(event.size, 8)
-    # One block of equal rows; a record that is shorter or longer than the first does not exist for one site.
-    block = np.frombuffer(b"".join(records), dtype=np.uint8).reshape(rows, size)
     made: dict[str, Any] = {}
     names = columns.of_call(source, event.where, len(event.fields), format=event.action != "print")
     for name, field in zip(names, event.fields, strict=True):
         _add(made, name, field.shape, block, field.offset, reader, lookup, alone=event.action == "print")
-    if len(reader.probes) > 1:
+    if len(reader.probes) > 1 and len(block):
         codes = np.ascontiguousarray(block[:, 4:8]).view("<u4").ravel().astype(np.int64)
-        present = np.unique(codes)
-        if len(present) > 1:
-            made["probe"] = pd.Categorical(np.array(reader.probes, dtype=object)[codes])
-    return pd.DataFrame(made, index=pd.RangeIndex(rows))
+        if codes.min() != codes.max():
+            made["probe"] = pd.Categorical.from_codes(*_coded(codes, list(reader.probes)))
+    return pd.DataFrame(made, index=pd.RangeIndex(len(block)))
 
 
 def _add(
@@ -81,50 +135,62 @@ def _column(shape: Shape, block: Any, at: int, reader: Reader, lookup: Lookup) -
         if shape.name == "username" or shape.kind == "enum":
             return _named(numbers, shape, reader, lookup)
         return numbers
-    if shape.kind == "str":
-        return _strings(np.ascontiguousarray(block[:, at : at + shape.size]))
-    decode = decoder(shape, reader.enums)
-    values = [decode(row, at) for row in block]
     if shape.kind == "timestamp":
-        return pd.to_datetime([wall_ns(value) for value in values], unit="ns", utc=True)
+        numbers = np.ascontiguousarray(block[:, at + 8 : at + 16]).view("<i8").ravel()
+        return pd.to_datetime(numbers + clock_offset(str(shape.params[0]) if shape.params else "boot"), utc=True)
+    decode = decoder(shape, reader.enums)
     if shape.kind == "buf":
-        return pd.Series(values, dtype=object)
-    return _texts(values, shape, lookup)
+        return pd.Series([decode(row, at) for row in block], dtype=object)
+    # Values come again and again: equal bytes are found by columns, and few are left to decode.
+    codes, firsts = _distinct(block[:, at : at + shape.size])
+    if shape.kind == "str":
+        texts = [
+            bytes(block[first, at : at + shape.size]).partition(b"\0")[0].decode("utf-8", "replace") for first in firsts
+        ]
+    else:
+        texts = [plain(decode(bytes(block[first]), at), shape, lookup) for first in firsts]
+    return pd.Categorical.from_codes(*_coded(codes, texts))
 
 
-def _named(numbers: Any, shape: Shape, reader: Reader, lookup: Lookup) -> Any:
+def _distinct(block: Any) -> tuple[Any, Any]:
+    """(for each row the number of its value, for each value the first row that has it) of rows of bytes."""
     import numpy as np
 
     pd = pandas()
-    distinct, codes = np.unique(numbers, return_inverse=True)
+    rows, size = block.shape
+    words = np.zeros((rows, -(-size // 8) * 8), dtype=np.uint8)
+    words[:, :size] = block
+    codes = np.zeros(rows, dtype=np.int64)
+    for column in words.view("<u8").T:
+        if not column.any():
+            continue
+        parts, values = pd.factorize(column)
+        codes, _ = pd.factorize(codes * len(values) + parts)
+    count = int(codes.max()) + 1 if rows else 0
+    firsts: Any = np.empty(count, dtype=np.int64)
+    firsts[codes[::-1]] = np.arange(rows)[::-1]
+    return codes, firsts
+
+
+def _named(numbers: Any, shape: Shape, reader: Reader, lookup: Lookup) -> Any:
+    pd = pandas()
+    codes, distinct = pd.factorize(numbers, sort=True)
     enum = reader.enums.get(shape.name, {})
 
     def name(number: int) -> str:
         return lookup.text(number, shape) if shape.name == "username" else enum.get(number, str(number))
 
-    return _categories([name(int(number)) for number in distinct], codes, pd)
+    return pd.Categorical.from_codes(*_coded(codes, [name(int(number)) for number in distinct]))
 
 
-def _categories(texts: list[str], codes: Any, pd: Any) -> Any:
-    """A Categorical of code → text, where texts may repeat."""
+def _coded(codes: Any, texts: list[str]) -> tuple[Any, list[str]]:
+    """(codes, categories) of a Categorical, in the order of the words, where `texts` may repeat."""
     import numpy as np
 
-    distinct = list(dict.fromkeys(texts))
-    place = {text: number for number, text in enumerate(distinct)}
-    return pd.Categorical.from_codes(np.array([place[text] for text in texts], dtype=np.int64)[codes], distinct)
-
-
-def _strings(block: Any) -> Any:
-    """Rows of NUL-terminated bytes as a Categorical; what stands behind the NUL is not part of the string."""
-    pd = pandas()
-    rows, size = block.shape
-    if not rows or not size:
-        return pd.Categorical([""] * rows)
-    # bytes objects, trailing NULs stripped by numpy: equal ones are found by hashing, and few are left to decode.
-    raw = block.view(f"S{size}").ravel().astype(object)
-    codes, distinct = pd.factorize(raw)
-    texts = [bytes(value).partition(b"\0")[0].decode("utf-8", "replace") for value in distinct]
-    return _categories(texts, codes, pd)
+    categories = sorted(set(texts))
+    place = {text: number for number, text in enumerate(categories)}
+    table = np.array([place[text] for text in texts], dtype=np.int64)
+    return (table[codes] if len(texts) else codes), categories
 
 
 def _texts(values: list[Any], shape: Shape, lookup: Lookup) -> Any:
@@ -149,24 +215,23 @@ def plain(value: Any, shape: Shape | None, lookup: Lookup) -> str:
     return lookup.text(value, shape).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def wall_ns(value: TimestampValue) -> int:
-    """Nanoseconds since 1970 by the clocks' present difference."""
+def clock_offset(clock: str) -> int:
+    """Nanoseconds between 1970 and the beginning of a clock, by the clocks' present difference."""
     import time
 
     clocks = {"boot": time.CLOCK_BOOTTIME, "tai": getattr(time, "CLOCK_TAI", time.CLOCK_REALTIME)}
-    if value.clock not in clocks:
-        return value.nanoseconds
-    away = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(clocks[value.clock])
-    return away + value.nanoseconds
+    if clock not in clocks:
+        return 0
+    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(clocks[clock])
 
 
-def together(frames: dict[int, Any], order: Sequence[int], events: Sequence[EventLayout]) -> Any:
+def together(frames: dict[int, Any], order: Any, events: Sequence[EventLayout]) -> Any:
     """Frames of several sites as one in the order of arrival, "site" naming the place; integers that not every site
     has become pandas' nullable ones. `order` is the site of each row."""
     import numpy as np
 
     pd = pandas()
-    where = np.array(order, dtype=np.int64)
+    where = np.asarray(order)
     parts = []
     for number, frame in frames.items():
         part = frame.copy(deep=False)
@@ -200,7 +265,7 @@ def of_map(contents: MapContents, source: str, lookup: Lookup) -> Any:
     rows: list[dict[str, Any]] = []
     for user_key, value in contents.items:
         parts = _key_parts(user_key, len(shapes))
-        for row in _rows(contents, value, lookup):
+        for row in _map_rows(contents, value, lookup):
             keys.append(parts)
             rows.append(row)
     made: dict[str, Any] = {}
@@ -237,7 +302,7 @@ def _value_names(contents: MapContents) -> tuple[str, ...]:
     return (kind,) if kind in _AGGREGATES else ()
 
 
-def _rows(contents: MapContents, value: Any, lookup: Lookup) -> list[dict[str, Any]]:
+def _map_rows(contents: MapContents, value: Any, lookup: Lookup) -> list[dict[str, Any]]:
     match contents.kind:
         case "hist" | "lhist":
             return [{"low": b.low, "high": b.high, "count": b.count} for b in value]
@@ -277,7 +342,8 @@ def _values(values: list[Any], shape: Shape | None, lookup: Lookup) -> Any:
     if shape is not None and (shape.kind not in ("int", "ptr", "bool", "buf", "timestamp") or shape.name == "username"):
         return _texts(values, shape, lookup)
     if shape is not None and shape.kind == "timestamp":
-        return pd.to_datetime([wall_ns(value) for value in values], unit="ns", utc=True)
+        away = {value.clock: clock_offset(value.clock) for value in values}
+        return pd.to_datetime([away[value.clock] + value.nanoseconds for value in values], unit="ns", utc=True)
     if any(value is None for value in values):
         small = all(value is None or -(1 << 63) <= value < 1 << 63 for value in values)
         return pd.array(values, dtype="Int64" if small else "UInt64")

@@ -61,7 +61,7 @@ def text(raw: str) -> str:
 def head(shot: Snapshot) -> str:
     """Name, state, progress and signature of a trace."""
     kind = {"running": "so", "done": "good", "failed": "bad"}.get(shot.state, "dim")
-    seen = len(shot.entries) + shot.recording.dropped
+    seen = len(shot.entries) + shot.dropped
     parts = [
         '<div class="head">',
         f"<b>{text(shot.name)}</b>",
@@ -73,8 +73,8 @@ def head(shot: Snapshot) -> str:
         parts.append(f'<progress max="1" value="{done:.3f}"></progress><span class="dim">of {shot.planned:g} s</span>')
     if shot.recording.lost_events:
         parts.append(f'<span class="pill bad">{shot.recording.lost_events} events lost</span>')
-    if shot.recording.dropped:
-        parts.append(f'<span class="pill so">the oldest {shot.recording.dropped} events were let go</span>')
+    if shot.dropped:
+        parts.append(f'<span class="pill so">the oldest {shot.dropped} events were let go</span>')
     parts += [badge(shot.seal), "</div>"]
     return "".join(parts)
 

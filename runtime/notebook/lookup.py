@@ -13,7 +13,7 @@ from bpfseal.runtime.values import CgroupPathValue, StackValue, SymbolValue, Tim
 if TYPE_CHECKING:
     from bpfseal.runtime.session import Session
 
-_NEEDS = frozenset({"kstack", "ustack", "ksym", "usym", "timestamp", "cgroup_path"})
+_NEEDS = frozenset({"kstack", "ustack", "ksym", "usym", "cgroup_path"})
 Located = StackValue | SymbolValue | TimestampValue | CgroupPathValue
 
 
@@ -32,11 +32,15 @@ class Lookup:
         from bpfseal.runtime.render.resolve import Resolver
 
         self._resolver: Resolver | None = Resolver(session)
+        # Formats of times are with the program's layout, which outlives the session.
+        self._time = self._resolver.text
         self._known: dict[Located, str] = {}
         self._lock = threading.Lock()
         self._values = TextValues(self.located)
 
     def located(self, value: Located) -> str:
+        if isinstance(value, TimestampValue):
+            return str(self._time(value))
         with self._lock:
             text = self._known.get(value)
             if text is None:

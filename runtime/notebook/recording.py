@@ -5,48 +5,34 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bpfseal.compiler.layout import EventLayout, Reader, Shape
 from bpfseal.runtime.notebook.lookup import Lookup, needs_session
+from bpfseal.runtime.notebook.stream import Entry, Note, Piece, Stream
 from bpfseal.runtime.render.printf import compile_format
 from bpfseal.runtime.sink import Handler, OutputSink
 from bpfseal.runtime.values import decoder
 
 if TYPE_CHECKING:
     from bpfseal.runtime.api import Event
+    from bpfseal.runtime.deferred import Account
     from bpfseal.runtime.maps import MapContents
+    from bpfseal.runtime.notebook.bulk import BulkConsumer
     from bpfseal.runtime.render.trouble import Trouble
+    from bpfseal.runtime.ring import RingReader
     from bpfseal.runtime.session import Session
 
 LIMIT = 2_000_000
 """Events that are kept; then the oldest go."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """An entry that is no record: what time(), join(), cat() and print() of a map said, and troubles. `kind` and
-    `values` as in `runtime.api.Event`."""
-
-    kind: str
-    text: str
-    values: tuple[Any, ...] = ()
-
-
-Entry = bytes | Note
-
-
 class Recording(OutputSink):
-    """`entries` in the order of arrival; entry i of the whole stream is `entries[i - dropped]`.
-
-    Only the session's thread appends; others may read `entries` up to its length at any time.
-    """
+    """`entries` in the order of arrival. Only the session's thread appends; others look at `entries.view()`."""
 
     def __init__(self, *, limit: int = LIMIT, allow_system: bool = False) -> None:
         super().__init__(_Notes(self), allow_system=allow_system)
-        self.entries: list[Entry] = []
-        self.dropped = 0
+        self.entries = Stream()
         self.lost_events = 0
         self.limit = max(1, limit)
         self.lookup: Lookup | None = None
@@ -78,12 +64,19 @@ class Recording(OutputSink):
 
     _on_print = _on_printf
 
+    def native(self) -> Callable[[RingReader, Any], BulkConsumer]:
+        """What takes over when the stream is busy."""
+        from bpfseal.runtime.notebook.bulk import BulkConsumer
+
+        def take(data: bytes, places: bytes) -> None:
+            self.entries.extend(Piece(data, places))
+
+        return lambda ring, events: BulkConsumer(ring, events, self._text.keys(), take)
+
     def idle(self) -> None:
-        over = len(self.entries) - self.limit
-        # In steps of a tenth, since cutting the front off a list moves the rest.
-        if over > self.limit // 10:
-            self.dropped += over
-            del self.entries[:over]
+        # In steps of a tenth, since cutting the front off takes time.
+        if len(self.entries) > self.limit + self.limit // 10:
+            self.entries.cut(self.limit)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -110,15 +103,21 @@ class Recording(OutputSink):
         if self.reader is None or self.lookup is None:
             return
         sites = {
-            number: self._decode[number]
+            number: [(f.offset, f.shape, decoder(f.shape, self.reader.enums)) for f in event.fields]
             for number, event in enumerate(self.reader.events)
             if number in self._decode and any(needs_session(field.shape) for field in event.fields)
         }
         if not sites:
             return
-        for entry in self.entries:
+        seen: set[tuple[int, bytes]] = set()
+        for entry in self.entries.view():
             if isinstance(entry, bytes) and (site := sites.get(int.from_bytes(entry[:4], "little"))):
-                self.lookup.learn(read(entry, at) for at, read in site)
+                for at, shape, read in site:
+                    # A stack comes thousands of times, and decoding it once is enough.
+                    raw = entry[at : at + shape.size]
+                    if needs_session(shape) and (at, raw) not in seen:
+                        seen.add((at, raw))
+                        self.lookup.learn([read(entry, at)])
 
 
 class _Notes:
@@ -157,6 +156,10 @@ class _Notes:
 
     def skipped(self, probe: str, times: int) -> None:
         self._note("skipped", f"WARNING: the kernel skipped {probe} {times} times, so as not to run it inside itself\n")
+
+    def deferred(self, account: Account, dropped: int, *, last: bool) -> None:
+        if last and (text := account.text()):
+            self._note("deferred", text)
 
     def attached(self, probes: int) -> None:
         pass

@@ -199,7 +199,7 @@ class Run(Data):
                 source=self.request.text,
                 state=self.state,
                 seconds=end - self._began if self._began else 0.0,
-                entries=list(self._recording.entries),
+                entries=self._recording.entries.view(),
                 contents=contents,
                 recording=self._recording,
                 seal=self._seal,
@@ -217,13 +217,9 @@ class Run(Data):
         at = 0
         while True:
             ended = self._done.is_set()
-            entries = recording.entries
-            at = max(at, recording.dropped)
-            while (place := at - recording.dropped) < len(entries):
-                try:
-                    entry = entries[place]
-                except IndexError:
-                    break  # the front was cut off between the two looks
+            view = recording.entries.view(at)
+            at = view.first
+            for entry in view:
                 at += 1
                 yield recording.event(entry)
             if ended:

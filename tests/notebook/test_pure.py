@@ -16,6 +16,7 @@ from bpfseal.runtime.notebook.flame import flame_graph, tree
 from bpfseal.runtime.notebook.interpolate import interpolate, literal
 from bpfseal.runtime.notebook.lookup import Lookup
 from bpfseal.runtime.notebook.magics import parser
+from bpfseal.runtime.notebook.stream import View
 from bpfseal.runtime.render.histogram import Bucket
 
 U32, I64 = Shape(kind="int", size=4), Shape(kind="int", size=8, signed=True)
@@ -162,7 +163,8 @@ def stream(fields: tuple[EventField, ...], source: str, rows: list[bytes]) -> An
     event = EventLayout(action="printf", size=len(rows[0]), fields=fields, where="x:1:1")
     reader = Reader(version=1, maps=(), events=(event,), probes=("p",))
     lookup = Lookup.__new__(Lookup)
-    return frames.of_records(rows, 0, reader, source, lookup)
+    blocks, _ = frames.blocks(View([(rows, 0, len(rows))]), [0])
+    return frames.of_block(blocks[0], 0, reader, source, lookup)
 
 
 def test_columns_from_bytes() -> None:
