@@ -13,6 +13,7 @@ Attr layouts: `union bpf_attr` in include/uapi/linux/bpf.h.
 
 from __future__ import annotations
 
+import re
 import struct
 
 import msgspec
@@ -130,11 +131,13 @@ class _Data:
         return known
 
 
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.]")
+
+
 def object_name(name: str) -> bytes:
     """`name` as the 16 bytes of a map or program name: the kernel takes alphanumerics, '_' and '.', 15 at most
     (bpf_obj_name_cpy)."""
-    clean = "".join(c if c.isascii() and (c.isalnum() or c in "_.") else "_" for c in name)
-    return clean.encode()[:15].ljust(16, b"\0")
+    return _NOT_IN_NAMES.sub("_", name).encode()[:15].ljust(16, b"\0")
 
 
 def build(bundle: Bundle, record: int) -> tuple[bytes, Layout]:

@@ -123,7 +123,7 @@ class Server:
                 if connection in self._connections:
                     if mask & selectors.EVENT_WRITE:
                         self._flush(connection)
-                    elif mask & selectors.EVENT_READ:
+                    elif mask & selectors.EVENT_READ and not connection.waiting:
                         self._read(connection)
             elif key.fileobj == self._wake_read:
                 os.read(self._wake_read, 512)
@@ -191,7 +191,7 @@ class Server:
             self._reject(connection, f"more than {CONNECTIONS_PER_USER} connections of one user")
 
     def _watch(self, connection: Connection, events: int) -> None:
-        """What to wait for on a connection; 0 while its request is in the queue."""
+        """What to wait for on a connection; 0 at its end."""
         if events == connection.watched:
             return
         if not events:
@@ -266,8 +266,7 @@ class Server:
         who = connection.peer.identity(connection.pidfd, self._executables)
         connection.drop_pidfd()
         connection.inbox = bytearray()
-        connection.waiting = True
-        self._watch(connection, 0)
+        connection.waiting = True  # not read from until it is answered, which is a matter of this turn or the next
         self._queue.append((connection, request, who))
 
     # Answers -----------------------------------------------------------------------------------------------------
