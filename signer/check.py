@@ -21,6 +21,7 @@ from bpfseal.signer.filter import system_calls
 from bpfseal.signer.guard import GET_FUNC_IP, guarded
 from bpfseal.signer.insn import Insn, decode
 from bpfseal.signer.refusal import Refusal
+from bpfseal.signer.verdict import decides
 
 MAX_PROGRAMS: Final = 64
 MAX_MAPS: Final = 64  # MAX_USED_MAPS of the verifier
@@ -285,7 +286,7 @@ def _check_program(
         raise error.at(spec.name) from None
     extra = {c for n in spec.declared.helpers for c in known.HELPER_BY_NAME[n].classes}
     extra |= {known.KFUNC_CLASSES[n] for n in spec.declared.kfuncs if n in known.KFUNC_CLASSES}
-    if spec.expected_attach_type == known.MODIFY_RETURN:
+    if spec.expected_attach_type == known.MODIFY_RETURN or decides(spec.type, insns, facts.flow):
         extra.add("override")
     return ProgramFindings(
         name=spec.name,
