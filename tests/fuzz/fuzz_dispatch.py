@@ -1,6 +1,6 @@
 """Fuzzes the helper's dispatcher: sequences of messages into the real event loop, with fixed keys and a real log.
 
-    python -m tests.fuzz.fuzz_dispatch [--runs 10000] [--seed 1] [--seconds 0] [--real]
+    python tests/fuzz/fuzz_dispatch.py [--runs 10000] [--seed 1] [--seconds 0] [--real]
 
 An input is up to 256 messages on up to three connections: valid ones of every verb, bundles changed field by field or
 bit by bit, broken frames, cut and split writes, hang-ups. What must hold:
@@ -31,37 +31,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import msgspec
 
 from bpfseal.signer import audit_read, protocol
 from bpfseal.signer import bundle as wire
-from bpfseal.signer.abi import Abi
 from bpfseal.signer.analyse import Kernel, analyse
-from bpfseal.signer.audit import AuditLog
 from bpfseal.signer.insn import decode
-from bpfseal.signer.keys import Keys, SoftKey
 from bpfseal.signer.peer import want_credentials
-from bpfseal.signer.policy import Policy
 from bpfseal.signer.protocol import HEADER
-from bpfseal.signer.seal import Sealer
 from bpfseal.signer.server import Server
-from bpfseal.signer.service import Facts, FixedPolicy, Service
 from tests.fuzz.memory import MemorySelector, MemorySocket
+from tests.fuzz.service import make_service
 from tests.loader import samples
 from tests.signer_process.conftest import small_bundle
 
-POLICY = f"""
-version = 1
-[[rule]]
-name = "fuzz"
-uid = {os.getuid()}
-probes = "tracepoint:syscalls:sys_enter_open*"
-classes = ["basic", "map", "output"]
-map_types = ["array", "ringbuf"]
-max_insns = 64
-max_map_bytes = 65536
-per_minute = 0
-"""
 # What the oracle lets pass: helpers by number (map_lookup_elem, get_smp_processor_id, ringbuf_output), map types.
 ORACLE_HELPERS = {1, 2, 3, 5, 6, 8, 14, 15, 125, 130, 131, 132, 133, 134, 160, 195}
 ORACLE_MAPS = {2, 27}
@@ -270,15 +255,8 @@ class Campaign:
 
     def __init__(self, folder: Path, *, real: bool = False) -> None:
         self.path = folder / "log" / "audit.jsonl"
-        keys = Keys(SoftKey.generate("ec"), "ec", 600, ring=False)
-        abi = Abi(2, None, "", can_verify=True)  # so that signing happens, whatever this kernel does
-        audit = AuditLog(str(self.path), segment_bytes=4 << 20)
-        policy = FixedPolicy(Policy.parse(POLICY.encode()))
         self.said: list[str] = []
-        self.service = Service(
-            Facts("system", os.getpid(), "ephemeral", "fuzz"), keys, Sealer(keys, abi, bind_tgid=True), policy, audit,
-            admins=frozenset((os.getuid(),)), say=self.said.append,
-        )  # fmt: skip
+        self.service = make_service(self.path, self.said.append)
         self.server = Server(self.service, single=socket.socketpair()[0])
         self.real = real
         self.pidfd = os.pidfd_open(os.getpid())
