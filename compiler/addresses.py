@@ -85,8 +85,6 @@ def _stack(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
 
     The id is a hash of the frames, over 63 bits. The kernel's own stack maps have one place per hash of a few bits and
     drop a stack whose place is taken, which loses a percent of them soon and most of them in the end."""
-    if g.deferred:
-        raise BpfsealError("a stack cannot be taken in a deferred block: it is the probe's, keep it in a variable")
     fn, type = g.fn, node.type
     assert isinstance(type, types.Stack)
     build_id = type.mode == "build_id"
@@ -111,6 +109,15 @@ def _get_stack(g: Gen, type: types.Stack) -> tuple[Value, int, Value]:
     size = max(type.depth, 1) * (_BUILD_ID if type.mode == "build_id" else 8)
     flags = (_USER_STACK if type.space == "user" else 0) | (_USER_BUILD_ID if type.mode == "build_id" else 0)
     buffer = g.locate(g.reserve_scratch(size))
+    if g.deferred:
+        from bpfseal.compiler.deferred_reads import user_stack
+
+        if type.space != "user" or type.mode == "build_id" or g.element is None or not g.element.faults:
+            raise BpfsealError(
+                "a deferred block can take the user's stack only, as addresses, and not in a loop over a map",
+                hint="take the others in the probe: a variable keeps them for the block",
+            )
+        return buffer, size, user_stack(g, buffer, type.depth)
     got = g.helper("get_stack", g.ctx, buffer, const(size), const(flags))
     return buffer, size, g.fn.select(g.fn.compare("sgt", got, const(0)), got, const(0))
 

@@ -12,6 +12,7 @@ from bpfseal.compiler.mapping import ScriptMap, key_pointer, look_up, update
 from bpfseal.dsl import typed, types
 
 _BPF_ANY = 0
+_BPF_NOEXIST = 1
 
 
 def aggregate(g: Gen, node: typed.Aggregate) -> None:
@@ -58,8 +59,26 @@ def _upsert(
     value = g.buffer(8 * len(first))
     for number, word in enumerate(first):
         g.fn.store(word, g.fn.add(value, 8 * number), 8)
-    update(g, map, key, value, _BPF_ANY)
+    if g.deferred:  # another task may have come between
+        _insert_or_change(g, map, key, value, change)
+    else:
+        update(g, map, key, value, _BPF_ANY)
     g.fn.start(after)
+
+
+def _insert_or_change(g: Gen, map: ScriptMap, key: Value, value: Value, change: Callable[[Value], None]) -> None:
+    """Make the element, or change the one that is there by now on this CPU."""
+    failed = g.helper_on_map("map_update_elem", map.index, "write", key, value, const(_BPF_NOEXIST))
+    with g.unless(g.fn.compare("eq", failed, const(0)), "raced"):
+        found = look_up(g, map, key)
+        there, full, after = g.fn.fresh("there"), g.fn.fresh("full"), g.fn.fresh("after")
+        g.fn.branch(g.fn.is_null(found), full, there)
+        g.fn.start(there)
+        change(found)
+        g.fn.jump(after)
+        g.fn.start(full)
+        update(g, map, key, value, _BPF_ANY)  # counts the failure
+        g.fn.start(after)
 
 
 def _sum(g: Gen, map: ScriptMap, key: typed.Expr | None, amount: Value, bucket: Value | None = None) -> None:
@@ -72,6 +91,9 @@ def _sum(g: Gen, map: ScriptMap, key: typed.Expr | None, amount: Value, bucket: 
 
 
 def _accumulate(g: Gen, target: Value, amount: Value) -> None:
+    if g.deferred:  # may be interrupted by its like on the same CPU
+        g.fn.atomic_add(amount, target)
+        return
     g.fn.store(g.fn.binary("add", g.fn.load(I64, target, 8), amount), target, 8)
 
 

@@ -77,6 +77,7 @@ def _bundle(unit: Unit, programs: list[Program], linked: list[link.Linked]) -> B
         session=unit.session,
         stacks=dict(sorted(unit.stacks.items())),
         deferred=unit.deferred,
+        work=tuple(index for index, name in sorted(unit.value_types.items()) if name == "bpf_task_work"),
         formats=tuple(unit.formats),
         enums={name: dict(sorted(values.items())) for name, values in sorted(script.enums.items())},
         config=dict(sorted(script.config.items())),

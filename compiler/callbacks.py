@@ -2,7 +2,8 @@
 
 What the loop's body shares with the code around it lies in a *frame*, a piece of the outer function's stack whose
 address the callback gets. A frame starts with four words: the frame of the function that the outer one is itself a
-callback of, whether `return` was met, the value returned, and the program's context.
+callback of, whether `return` was met, the value returned, and the program's context, or in deferred blocks the map
+element that they have their memory in.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bpfseal.compiler.analysis import nodes, variables
-from bpfseal.compiler.gen import STATEMENTS, Buffer, Gen, Loop, impossible, memory_type, register_type
+from bpfseal.compiler.gen import STATEMENTS, Buffer, Element, Gen, Loop, impossible, memory_type, register_type
 from bpfseal.compiler.ir import I64, PTR, Function, Value, const
 from bpfseal.compiler.unit import Declared, Unit
 from bpfseal.dsl import typed, types
@@ -88,6 +89,8 @@ def _new_frame(g: Gen, shared: list[Var]) -> Frame:
     """Room for the shared variables, in the function's stack. Large ones are in scratch memory anyway."""
     frame = Frame(Value(PTR, ""), outer=g.frame)
     for var in shared:
+        if var in g.vars:  # in memory already: what a deferred block has captured
+            continue
         size = 8 if is_scalar(var.type) else size_of(var.type)
         if size <= max(8, g.unit.on_stack_limit):
             frame.offsets[var] = frame.size
@@ -97,8 +100,8 @@ def _new_frame(g: Gen, shared: list[Var]) -> Frame:
     g.clear(frame.pointer, frame.size)
     for var, offset in frame.offsets.items():
         g.vars[var] = Buffer(g.fn.add(frame.pointer, offset))
-    if not g.deferred:
-        g.fn.store(g.ctx, g.fn.add(frame.pointer, _CONTEXT), 8)
+    context = g.element.value if g.element is not None else g.ctx
+    g.fn.store(context, g.fn.add(frame.pointer, _CONTEXT), 8)
     if frame.outer is not None:
         g.fn.store(frame.outer.pointer, g.fn.add(frame.pointer, _OUTER), 8)
     return frame
@@ -116,6 +119,8 @@ def for_map(g: Gen, node: typed.ForMap) -> None:
     inner.deferred = g.deferred
     inner.probe_number = g.probe_number
     _enter(inner, outer)
+    if g.element is not None:  # its memory is the loop's, too; the kernel walks over a map without sleeping
+        inner.element = Element(inner.handed_down, g.element.size, faults=False)
     inner.vars |= {var: place for var, place in g.vars.items() if place.stack is None}
     again, leave = fn.fresh("next"), fn.fresh("stop")
     inner.leave = _leaver(inner, leave)
@@ -133,6 +138,8 @@ def for_map(g: Gen, node: typed.ForMap) -> None:
     fn.ret(const(0))
     fn.start(leave)
     fn.ret(const(1))
+    if g.element is not None and inner.element is not None:
+        g.element.size = inner.element.size
     unit.add_function(fn, inner.declared)
     g.declared.use(map.index, "iterate")
     from bpfseal.compiler.loops import make_unknown
@@ -166,7 +173,7 @@ def _enter(inner: Gen, outer: Frame) -> None:
             pointer = inner.fn.load(PTR, inner.fn.add(pointer, _OUTER), 8)
     inner.frame = first
     if first is not None:
-        inner.ctx = inner.fn.load(PTR, inner.fn.add(first.pointer, _CONTEXT), 8)
+        inner.handed_down = inner.fn.load(PTR, inner.fn.add(first.pointer, _CONTEXT), 8)
 
 
 def _leaver(inner: Gen, leave: str):  # type: ignore[no-untyped-def]

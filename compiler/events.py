@@ -79,8 +79,9 @@ def where(g: Gen, span: Span) -> str:
 
 def send(g: Gen, number: int, offsets: Sequence[int], size: int, values: Sequence[typed.Expr]) -> None:
     """Reserve a record, fill it in place, submit it. Values with side effects, and those before them, are made before:
-    in the order in which they stand, and even when the record is lost."""
-    effects = max((n for n, value in enumerate(values) if has_effects(value)), default=-1)
+    in the order in which they stand, and even when the record is lost. In deferred blocks all are: while a record waits
+    for a page, nobody gets at those behind it."""
+    effects = max((n for n, value in enumerate(values) if g.deferred or has_effects(value)), default=-1)
     early = {n: evaluated(g, value) for n, value in enumerate(values[: effects + 1])}
     record = reserve(g, size)
     with g.unless(g.fn.is_null(record), "room"):
@@ -115,6 +116,13 @@ def reserve(g: Gen, size: int) -> Value:
     with g.when(g.fn.is_null(record), "lost"):
         count_failure(g, _LOST)
     return record
+
+
+def output(g: Gen, record: Value, size: int) -> None:
+    """Copy a record to the event ring; the loss is counted when there is no room."""
+    failed = g.helper_on_map("ringbuf_output", g.unit.ring_index(), "output", record, const(size), const(0))
+    with g.unless(g.fn.compare("eq", failed, const(0)), "lost"):
+        count_failure(g, _LOST)
 
 
 def header(g: Gen, target: Value, number: int) -> None:
@@ -186,7 +194,7 @@ def _write_counter(g: Gen) -> None:
     found = inner.helper_on_map("map_lookup_elem", index, "read", key)
     inner.declared.use(index, "write")
     with inner.unless(fn.is_null(found), "found"):
-        fn.store(fn.binary("add", fn.load(I64, found, 8), const(1)), found, 8)
+        fn.atomic_add(const(1), found)
     fn.ret()
     unit.add_function(fn, inner.declared)
 
@@ -269,6 +277,12 @@ def unwatch(g: Gen, node: typed.Call) -> None:
     send(g, number, offsets, size, node.args)
 
 
+def capture(g: Gen, node: typed.Call) -> None:
+    from bpfseal.compiler.packet import capture
+
+    capture(g, node)
+
+
 def runtime_error(g: Gen, kind: str, span: Span, result: Value | None = None, helper: str = "") -> None:
     """Tell the client that something went wrong. `kind`: divide_by_zero, array_bounds, kstack, ustack, helper."""
     options: dict[str, int | str] = {"kind": kind}
@@ -277,12 +291,6 @@ def runtime_error(g: Gen, kind: str, span: Span, result: Value | None = None, he
     number, (at,), size = add_event(g, "runtime_error", span, types=[types.I32], options=options)
     code = g.fn.integer(result, I32) if result is not None else const(0, I32)
     record = reserve(g, size)
-def capture(g: Gen, node: typed.Call) -> None:
-    from bpfseal.compiler.packet import capture
-
-    capture(g, node)
-
-
     with g.unless(g.fn.is_null(record), "room"):
         header(g, record, number)
         g.fn.store(code, g.fn.add(record, at), 4)
@@ -301,5 +309,5 @@ EFFECTS = {
     "exit": exit_,
     "time": time,
     "unwatch": unwatch,
-}
     "capture": capture,
+}

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from bpfseal.compiler import ir
 from bpfseal.compiler.helpers import HELPERS, MEMORY
 from bpfseal.compiler.ir import I1, I8, I32, I64, PTR, Value, const
-from bpfseal.compiler.ir import Function as IrFunction
 from bpfseal.compiler.unit import Declared, Unit
 from bpfseal.dsl import types
 from bpfseal.dsl.source import NOWHERE
@@ -72,7 +72,8 @@ def is_signed(type: Type) -> bool:
 
 @dataclass
 class Buffer:
-    """A place that was reserved: on the stack, or at `offset` of the scratch memory."""
+    """A place that was reserved: on the stack, or at `offset` of the scratch memory; in deferred blocks of the map
+    element."""
 
     stack: Value | None
     offset: int = 0
@@ -80,16 +81,18 @@ class Buffer:
 
 @dataclass
 class Element:
-    """Memory in the value of a map element: where it is, what of it is taken."""
+    """Memory in the value of a map element: where it is, how much of it is taken; `faults` where the program may sleep
+    until a page is there."""
 
-    fn: IrFunction
     value: Value
     size: int
+    faults: bool = True
 
-    def take(self, size: int) -> Value:
-        place = self.fn.add(self.value, self.size)
+    def take(self, size: int) -> int:
+        """Offset of `size` new bytes."""
+        at = self.size
         self.size += (size + 7) & -8
-        return place
+        return at
 
 
 @dataclass
@@ -103,7 +106,7 @@ class Loop:
 class Gen:
     """One function of the bundle being written."""
 
-    def __init__(self, unit: Unit, fn: IrFunction, program: Program | None = None, probe: Probe | None = None) -> None:
+    def __init__(self, unit: Unit, fn: ir.Function, program: Program | None = None, probe: Probe | None = None) -> None:
         self.unit = unit
         self.fn = fn
         self.program = program
@@ -112,7 +115,7 @@ class Gen:
         self.vars: dict[Var, Buffer] = {}
         self.loops: list[Loop] = []
         self.stack_bytes = 0
-        self.ctx: Value = Value(PTR, "%ctx")
+        self.handed_down: Value = Value(PTR, "%ctx")  # the context, in loops of deferred blocks their element
         self.leave: Callable[[Value | None], None] = self._return
         self.probe_number: Value = const(0, "i32")
         self.span = NOWHERE  # of the statement being written
@@ -125,9 +128,6 @@ class Gen:
         self.callback_frame: Frame | None = None
         self.calls: list[Function] = []
         self.result_target: Value | None = None
-
-    # Dispatch
-
         self.packet: Packet | None = None  # what is read of the packet, in xdp and tc probes
 
     @property
@@ -139,6 +139,9 @@ class Gen:
                 hint="put what comes from the probe's arguments or registers into a variable before the block",
             )
         return self.handed_down
+
+    # Dispatch
+
     def scalar(self, expr: Expr) -> Value:
         """The value of an expression of scalar type."""
         return SCALARS[type(expr)](self, expr)
@@ -206,7 +209,7 @@ class Gen:
     def reserve(self, size: int, align: int = 8) -> Buffer:
         """Memory of this function's own; what is in it at first is unknown."""
         if self.element is not None and size > 8:
-            return Buffer(self.element.take(size))
+            return Buffer(None, self.element.take(size))
         if size <= self.unit.on_stack_limit and self.stack_bytes + size <= self.unit.stack_budget:
             self.stack_bytes += (size + 7) & -8
             return Buffer(self.fn.alloca(max(size, 1), align))
@@ -215,12 +218,14 @@ class Gen:
     def reserve_scratch(self, size: int) -> Buffer:
         """Memory in a map, where offsets that are known at run time only may be used."""
         if self.element is not None:
-            return Buffer(self.element.take(size))
+            return Buffer(None, self.element.take(size))
         return Buffer(None, self.unit.scratch(size))
 
     def locate(self, buffer: Buffer) -> Value:
         if buffer.stack is not None:
             return buffer.stack
+        if self.element is not None:
+            return self.fn.add(self.element.value, buffer.offset)
         return self.fn.add(self._scratch(), buffer.offset)
 
     def _scratch(self) -> Value:

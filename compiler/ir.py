@@ -124,6 +124,10 @@ class Function:
     def store(self, value: Value, pointer: Value, align: int) -> None:
         self.do(f"store {value}, ptr {pointer.text}, align {align}")
 
+    def atomic_add(self, value: Value, pointer: Value) -> None:
+        """Add to a word in memory whoever else does, too."""
+        self.do(f"atomicrmw add ptr {pointer.text}, {value} monotonic")
+
     def add(self, pointer: Value, offset: int) -> Value:
         """Address `offset` bytes into memory of ours."""
         if not offset:

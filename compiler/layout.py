@@ -166,6 +166,12 @@ SESSION_STOPPED = 24  # u32: set by exit(): programs return early
 SESSION_WALL_OFFSET_NS = 32  # CLOCK_REALTIME - CLOCK_BOOTTIME, for nsecs(sw_tai)
 SESSION_SIZE = 40
 
+# Slots of the map of deferred work: how often a deferred block was reached, has run, was not scheduled (the same block
+# was pending in the same task, or there was no memory), could not run since its task had ended. What is missing to the
+# first is pending. Kernel threads, which never return to user space, are counted apart.
+DEFERRED_SCHEDULED, DEFERRED_RUN, DEFERRED_DROPPED, DEFERRED_CANCELLED, DEFERRED_KERNEL = range(5)
+DEFERRED_SLOTS = 5
+
 
 class Reader(Record, frozen=True):
     """Everything the client knows about a Bundle beyond what the kernel is told.
@@ -178,8 +184,8 @@ class Reader(Record, frozen=True):
     stacks    indexes of the maps of stacks by "kernel"/"user" + "_" + depth (with "_build_id" behind it for that mode):
               HASH, key: the i64 id of a stack value, value: u64 addresses (build ids: struct bpf_stack_build_id), as
               many as the stack value says, then zeros
-    deferred  index of the PERCPU_ARRAY of u64 about deferred work: slot 0 scheduled, 1 run, 2 dropped (its task already
-              had the same block pending, or no room); -1 without
+    deferred  index of the PERCPU_ARRAY of u64 about deferred work (DEFERRED_* above); -1 without
+    work      indexes of the maps whose elements are pending deferred blocks, one map per block
     formats   texts that values name by number: the formats of Timestamp values, the filters of CgroupPath values
     """
 
@@ -193,6 +199,7 @@ class Reader(Record, frozen=True):
     session: int = -1
     stacks: dict[str, int] = {}
     deferred: int = -1
+    work: tuple[int, ...] = ()
     formats: tuple[bytes, ...] = ()
     enums: dict[str, dict[int, str]] = {}
     config: dict[str, str | int | bool] = {}

@@ -18,7 +18,7 @@ from bpfseal.compiler.gen import (
     memory_type,
     register_type,
 )
-from bpfseal.compiler.ir import I32, I64, PTR, Value, const
+from bpfseal.compiler.ir import I64, PTR, Value, const
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import Field, Type, size_of, tuple_layout
@@ -47,18 +47,26 @@ def read_bytes(g: Gen, space: str, target: Value, count: Value, address: Value) 
     space is unknown ("none"), the helper is the one that looks at the address."""
     if address.type == PTR and space != "user":
         space = "kernel"
-    if space == "user" and g.element is not None:  # may sleep: pages are brought in
-        return g.reading_helper("copy_from_user", target, count, g.fn.integer(address, I64))
+    if _faults(g, space):
+        from bpfseal.compiler.deferred_reads import read_bytes as read_later
+
+        return read_later(g, space, target, count, address)
     return g.reading_helper(_READ.get(space, "probe_read"), target, count, address)
+
+
+def _faults(g: Gen, space: str) -> bool:
+    """Whether the read may sleep until the page is there."""
+    return g.element is not None and g.element.faults and space not in ("kernel", *DIRECT)
 
 
 def read_text(g: Gen, space: str, target: Value, count: Value, address: Value) -> Value:
     """Likewise for a string; the result is its length with the NUL. Bytes behind the NUL stay as they were."""
     if address.type == PTR and space != "user":
         space = "kernel"
-    if space == "user" and g.element is not None:
-        size = g.fn.integer(count, I32)
-        return g.kfunc(I32, "bpf_copy_from_user_str", target, size, g.fn.pointer(address), const(0))
+    if _faults(g, space):
+        from bpfseal.compiler.deferred_reads import read_text as read_later
+
+        return read_later(g, space, target, count, address)
     return g.reading_helper(_READ_STR.get(space, "probe_read_str"), target, count, address)
 
 

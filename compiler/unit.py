@@ -143,7 +143,9 @@ class Unit:
 
     def deferred_index(self) -> int:
         if self.deferred < 0:
-            spec = MapSpec(name="deferred", type=PERCPU_ARRAY, key_size=4, value_size=8, max_entries=3)
+            from bpfseal.compiler.layout import DEFERRED_SLOTS
+
+            spec = MapSpec(name="deferred", type=PERCPU_ARRAY, key_size=4, value_size=8, max_entries=DEFERRED_SLOTS)
             self.deferred = self.add_map(spec)
         return self.deferred
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bpfseal.compiler.layout import Shape
 from bpfseal.errors import BpfsealError
@@ -29,11 +29,15 @@ from bpfseal.runtime.session import Session
 from bpfseal.runtime.sink import Handler, OutputSink
 from bpfseal.runtime.values import decoder
 
+if TYPE_CHECKING:
+    from bpfseal.runtime.deferred import Account
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something a program said. `action`: printf, print, time, join, cat, system, errorf, warnf, map; runtime_error
-    (helper, code), lost (events), map_full (map, failed updates, room), skipped (probe, times).
+    (helper, code), lost (events), map_full (map, failed updates, room), skipped (probe, times),
+    deferred (the account of deferred blocks, at the end).
 
     `values`: the arguments of printf as Python values, the one value of print, the (key, value) pairs of a printed
     map, else what stands in brackets above. `text` is what the command line would write, without a newline for print.
@@ -222,6 +226,10 @@ class _Queue:
 
     def skipped(self, probe: str, times: int) -> None:
         self._queue.append(Event("skipped", (probe, times), f"the kernel skipped {probe} {times} times"))
+
+    def deferred(self, account: Account, dropped: int, *, last: bool) -> None:
+        if last:
+            self._queue.append(Event("deferred", (account,), account.text()))
 
     def attached(self, probes: int) -> None:
         pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bpfseal.dsl import ast, typed
-from bpfseal.dsl.check import arguments, fold
+from bpfseal.dsl.check import arguments, fold, names
 from bpfseal.dsl.check.arguments import Rule
 from bpfseal.dsl.check.conversions import as_int, to_int
 from bpfseal.dsl.check.state import State, nothing
@@ -121,6 +121,8 @@ def reg(c: State, node: ast.Call) -> typed.Expr:
         close = near(name.removeprefix("r").removeprefix("e"), REGISTERS, 2)
         hint = "did you mean " + " or ".join(close) + "?" if close else "registers are " + " ".join(sorted(REGISTERS))
         return c.error(node.args[0].span, f"'{name}' is not a register of x86_64", hint)
+    if c.deferred >= 0:
+        return names.not_later(c, "reg()", node.span)
     return typed.Call("reg", (), Int(64, False, space=c.place.space), node.span, {"register": name})
 
 
@@ -177,6 +179,8 @@ def stack(c: State, node: ast.Call) -> typed.Expr:
         depth = found or depth
     if where == "kernel" and mode == "build_id":
         return c.error(node.span, "'build_id' is for user stacks only")
+    if c.deferred >= 0 and (where == "kernel" or mode == "build_id"):
+        return names.not_later(c, "kstack" if where == "kernel" else "ustack with build ids", node.span)
     return typed.Call(node.name, (), Stack(where, mode, depth), node.span, {"mode": mode, "depth": depth})
 
 
@@ -219,10 +223,6 @@ def pton(c: State, node: ast.Call) -> typed.Expr:
     return typed.Call("pton", (), Array(U8, len(packed)), node.span, {"bytes": packed})
 
 
-def macaddr(c: State, node: ast.Call) -> typed.Expr:
-    expr = arguments.value(c, node, 0)
-    if expr is None:
-        return nothing(node.span)
 def literal(c: State, text: str, type: Type, span: Span) -> typed.Expr:
     """An address of type inet or mac_address from its usual form."""
     if isinstance(type, Mac):
@@ -242,6 +242,10 @@ def literal(c: State, text: str, type: Type, span: Span) -> typed.Expr:
     return typed.Call("ntop", (family, address), Inet(), span)
 
 
+def macaddr(c: State, node: ast.Call) -> typed.Expr:
+    expr = arguments.value(c, node, 0)
+    if expr is None:
+        return nothing(node.span)
     if isinstance(expr, typed.StrLit):
         return c.error(expr.span, "macaddr() does not take string literals")
     if isinstance(expr.type, Array | Str):

@@ -57,6 +57,8 @@ def builtin(c: State, name: str, span: Span) -> typed.Expr:
         return c.error(span, f"{name} can only be used inside of a probe", "pass it to the function as an argument")
     if spec.probes and c.place.kind and c.place.kind not in spec.probes:
         return _misplaced(c, name, span)
+    if c.deferred >= 0 and spec.rule in ("arg", "retval", "args", "ctx", "func"):
+        return not_later(c, name, span)
     if c.callbacks and spec.rule in ("arg", "retval", "args", "ctx"):
         return c.error(span, f"'{name}' is not allowed in a for-loop", "keep it in a variable before the loop")
     rule = _RULES.get(spec.rule)
@@ -64,6 +66,12 @@ def builtin(c: State, name: str, span: Span) -> typed.Expr:
         return rule(c, name, span)
     assert spec.type is not None
     return typed.Builtin(name, spec.type, span)
+
+
+def not_later(c: State, what: str, span: Span) -> typed.Expr:
+    """Report the use of what is gone when a deferred block runs."""
+    message = f"{what} belongs to the probe, which is over when a deferred block runs"
+    return c.error(span, message, "keep it in a variable before the block")
 
 
 def _misplaced(c: State, name: str, span: Span) -> typed.Expr:
@@ -131,7 +139,7 @@ def _arg(c: State, name: str, span: Span) -> typed.Expr:
 def _usermode(c: State, name: str, span: Span) -> typed.Expr:
     """Probes of one side are known to be on it; begin, end and their like run for the tracer's own process."""
     if c.place.kind in PERF_KINDS:
-        return typed.Builtin(name, U8, span)
+        return typed.Builtin(name, U8, span) if c.deferred < 0 else not_later(c, name, span)
     user = c.place.kind in USER_KINDS or c.place.kind in ("begin", "end", "self", "test", "bench")
     return typed.Int(int(user), U8, span)
 
@@ -198,6 +206,8 @@ def argument(c: State, node: ast.Member) -> typed.Expr:
         return c.error(node.span, "args can only be used inside of a probe")
     if c.place.kind not in spec.probes:
         return _misplaced(c, "args", node.base.span)
+    if c.deferred >= 0:
+        return not_later(c, f"args.{node.name}", node.span)
     if c.callbacks:
         return c.error(node.span, "'args' is not allowed in a for-loop", "keep it in a variable before the loop")
     fields = c.place.args.fields

@@ -10,7 +10,7 @@ from bpfseal.dsl.check.conversions import UNKNOWN, same
 from bpfseal.dsl.check.state import State, Variable, nothing
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.table import near
-from bpfseal.dsl.types import Type
+from bpfseal.dsl.types import Ptr, Type
 
 
 @contextmanager
@@ -79,4 +79,23 @@ def read(c: State, node: ast.Variable) -> typed.Expr:
     type = variable.var.type
     if type is UNKNOWN:
         return nothing(node.span)
-    return typed.VarRef(variable.var, type, node.span)
+    return typed.VarRef(variable.var, _kept(c, variable, type, node.span), node.span)
+
+
+def captured(c: State, name: str) -> bool:
+    """Whether a name is a variable outside of the deferred block that is being looked at."""
+    return c.deferred >= 0 and not any(name in scope for scope in c.scopes[c.deferred :])
+
+
+def _kept(c: State, variable: Variable, type: Type, span: Span) -> Type:
+    """What a variable is inside of a deferred block: an address is a mere number by then."""
+    if not isinstance(type, Ptr) or not captured(c, variable.var.name):
+        return type
+    if type.space in ("bpf", "ctx"):
+        what = "a variable or map" if type.space == "bpf" else "the probe's context"
+        c.error(
+            span,
+            f"${variable.var.name} points into {what}, which a deferred block cannot reach",
+            "put the value itself into a variable before the block",
+        )
+    return Ptr(type.to, "kernel") if type.space == "btf" else type

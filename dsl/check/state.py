@@ -110,6 +110,8 @@ class State:
     copy: tuple[int, ...] = ()
     seen: set[tuple[str, str, Span]] = field(default_factory=set)
     captures: list[dict[str, Variable]] = field(default_factory=list)
+    # in a deferred block: how many scopes are the probe's; what they declare is there as a copy. Else -1
+    deferred: int = -1
 
     # --- findings -------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bpfseal.dsl import ast, typed
-from bpfseal.dsl.check import assignments, fold, introspection, maps, operators, scopes
+from bpfseal.dsl.check import assignments, fold, introspection, maps, operators, scopes, walk
 from bpfseal.dsl.check.conversions import UNKNOWN, as_int, coerce, is_unknown, promote_int, to_int
 from bpfseal.dsl.check.state import State, StatementHandler, Variable
 from bpfseal.dsl.source import Span
@@ -24,14 +24,15 @@ MAX_UNROLL = 100
 def body(c: State, nodes: Sequence[ast.Statement]) -> list[typed.Stmt]:
     """Statements one after the other; what stands after a jump is checked but not kept."""
     done: list[typed.Stmt] = []
-    jumped = False
+    jumped = warned = False
     for node in nodes:
-        if jumped:
+        if jumped and not warned:
             c.warn(node.span, "Unreachable statement.")
+            warned = True
         translated = c.statement(node)
         if not jumped:
             done += translated
-        jumped = jumped or (bool(translated) and _jumps(translated[-1]))
+        jumped = jumped or (bool(translated) and (_jumps(translated[-1]) or _exits(translated[-1])))
     return done
 
 
@@ -45,6 +46,10 @@ def _jumps(statement: typed.Stmt) -> bool:
             return bool(inner) and _jumps(inner[-1])
         case _:
             return False
+
+
+def _exits(statement: typed.Stmt) -> bool:
+    return isinstance(statement, typed.Do) and isinstance(statement.expr, typed.Call) and statement.expr.name == "exit"
 
 
 def leaves(statements: Sequence[typed.Stmt]) -> bool:
@@ -213,6 +218,10 @@ def jump(c: State, node: ast.Jump) -> Sequence[typed.Stmt]:
             c.error(node.span, f"'{node.kind}' can only be used inside of a loop")
             return ()
         return (typed.Jump(node.kind, None, node.span),)
+    if c.deferred >= 0:
+        if node.value is not None:
+            c.error(node.value.span, "a deferred block has nobody to return a value to")
+        return (typed.Jump("return", None, node.span),)
     function = c.place.function
     if function is None:
         return _return_from_probe(c, node)
@@ -228,6 +237,14 @@ def jump(c: State, node: ast.Jump) -> Sequence[typed.Stmt]:
     return (typed.Jump("return", converted, node.span),)
 
 
+# Probes whose result changes what the machine does.
+_DECIDING = {
+    "lsm": "the value that an lsm probe returns decides whether the operation is allowed",
+    "xdp": "the value that an xdp probe returns decides what becomes of the packet",
+    "tc": "the value that a tc probe returns decides what becomes of the packet",
+}
+
+
 def _return_from_probe(c: State, node: ast.Jump) -> Sequence[typed.Stmt]:
     if node.value is None:
         return (typed.Jump("return", None, node.span),)
@@ -237,31 +254,37 @@ def _return_from_probe(c: State, node: ast.Jump) -> Sequence[typed.Stmt]:
     if as_int(value.type) is None:
         c.error(node.span, f"a probe can only return an integer, not {value.type}")
         return ()
-# Probes whose result changes what the machine does.
-_DECIDING = {
-    "lsm": "the value that an lsm probe returns decides whether the operation is allowed",
-    "xdp": "the value that an xdp probe returns decides what becomes of the packet",
-    "tc": "the value that a tc probe returns decides what becomes of the packet",
-}
-
-
+    if c.place.kind in _DECIDING and not c.env.target.unsafe:
+        c.error(node.span, f"{_DECIDING[c.place.kind]}. To use it you need the --unsafe flag")
+        return ()
     return (typed.Jump("return", to_int(value, I64), node.span),)
 
 
 def defer(c: State, node: ast.Defer) -> Sequence[typed.Stmt]:
     """The block runs later; it keeps copies of the variables that it uses."""
-    captured: dict[str, Variable] = {}
-    outer, c.captures = c.captures, [*c.captures, captured]
-    visible = {name: v for scope in c.scopes for name, v in scope.items()}
-    c.callbacks += 1
-    if c.place.kind in _DECIDING and not c.env.target.unsafe:
-        c.error(node.span, f"{_DECIDING[c.place.kind]}. To use it you need the --unsafe flag")
+    if c.deferred >= 0:
+        c.error(node.span, "defer cannot be used inside of defer", "the block already runs in the task's own context")
         return ()
+    captured: dict[str, Variable] = {}
+    visible = {name: v for scope in c.scopes for name, v in scope.items()}
+    kept = c.captures, c.loops, c.deferred
+    c.captures, c.loops, c.deferred = [*c.captures, captured], 0, len(c.scopes)
+    c.callbacks += 1
     inside = nested(c, node.body)
     c.callbacks -= 1
-    c.captures = outer
-    kept = tuple(v.var for name, v in captured.items() if visible.get(name) is v)
-    return (typed.Defer(node.mode, kept, inside, node.span),)
+    c.captures, c.loops, c.deferred = kept
+    for place in _reassigned(c, node.body, visible):
+        c.warn(place.span, f"the deferred block changes its own copy of ${place.name} only")
+    copies = tuple(v.var for name, v in captured.items() if visible.get(name) is v)
+    return (typed.Defer(node.mode, copies, inside, node.span),)
+
+
+def _reassigned(c: State, block: ast.Block, visible: dict[str, Variable]) -> list[ast.Variable]:
+    """Where a block assigns variables of the probe around it."""
+    if c.silent:
+        return []
+    changed = [n.target for n in walk.nodes(block) if isinstance(n, ast.Assign | ast.IncDec)]
+    return [t for t in changed if isinstance(t, ast.Variable) and t.name in visible]
 
 
 def table() -> dict[type, StatementHandler]:

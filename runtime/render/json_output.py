@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bpfseal.compiler.layout import Shape
 from bpfseal.runtime.aggregates import Slot
@@ -19,7 +19,10 @@ from bpfseal.runtime.render.histogram import Bucket
 from bpfseal.runtime.render.resolve import Resolver
 from bpfseal.runtime.render.text import TextValues
 from bpfseal.runtime.render.trouble import Trouble, place
-from bpfseal.runtime.values import CgroupPathValue, EnumValue, StackValue, SymbolValue, TimestampValue
+from bpfseal.runtime.values import CgroupPathValue, StackValue, SymbolValue, TimestampValue, UserId
+
+if TYPE_CHECKING:
+    from bpfseal.runtime.deferred import Account
 
 _TYPES = {"hist": "hist", "lhist": "hist", "avg": "stats", "stats": "stats", "tseries": "tseries"}
 
@@ -95,6 +98,13 @@ class JsonOutput:
 
     def skipped(self, probe: str, times: int) -> None:
         self._line("skipped", self._encode({"probe": probe, "times": times}))
+
+    def deferred(self, account: Account, dropped: int, *, last: bool) -> None:
+        """One line at the end: scheduled = run + dropped + cancelled."""
+        if last:
+            scheduled, run, missed, cancelled, kernel = account
+            data = {"scheduled": scheduled, "run": run, "dropped": missed, "cancelled": cancelled}
+            self._line("deferred", self._encode(data | {"kernel_threads": kernel}))
 
     def attached(self, probes: int) -> None:
         self._write(f'{{"type": "attached_probes", "count": {probes}, "data": {{"probes": {probes}}}}}\n')

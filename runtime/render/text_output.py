@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bpfseal.compiler.layout import MapLayout, Shape
 from bpfseal.runtime.maps import MapContents
 from bpfseal.runtime.render.histogram import linear_label, log2_label, rows
 from bpfseal.runtime.render.text import TextValues, visible
 from bpfseal.runtime.render.trouble import Trouble
+
+if TYPE_CHECKING:
+    from bpfseal.runtime.deferred import Account
 
 _CHUNK = 8192
 
@@ -107,6 +110,13 @@ class TextOutput:
     def skipped(self, probe: str, times: int) -> None:
         self.flush()
         self._stderr(f"WARNING: the kernel skipped {probe} {times} times, so as not to run it inside itself\n")
+
+    def deferred(self, account: Account, dropped: int, *, last: bool) -> None:
+        self.flush()
+        if not last:
+            self._stderr(f"Dropped {dropped} deferred blocks\n")
+        elif text := account.text():
+            self._stderr(text)
 
     def attached(self, probes: int) -> None:
         if not self._quiet:
