@@ -19,7 +19,7 @@ from bpfseal.runtime.render.histogram import Bucket
 from bpfseal.runtime.render.resolve import Resolver
 from bpfseal.runtime.render.text import TextValues
 from bpfseal.runtime.render.trouble import Trouble, place
-from bpfseal.runtime.values import CgroupPathValue, StackValue, SymbolValue, TimestampValue, UserId
+from bpfseal.runtime.values import CgroupPathValue, EnumValue, StackValue, SymbolValue, TimestampValue
 
 if TYPE_CHECKING:
     from bpfseal.runtime.deferred import Account
