@@ -33,6 +33,9 @@ def add_event(
     offsets, size = _layout(types)
     fields = tuple(EventField(offset=at, shape=g.unit.shapes.of(type)) for at, type in zip(offsets, types, strict=True))
     number = len(g.unit.events)
+    options = dict(options or {})
+    if span.via is not None and action in ("errorf", "warnf"):
+        options["via"] = _call_sites(g, span)
     g.unit.events.append(
         EventLayout(
             action=action,
@@ -40,7 +43,7 @@ def add_event(
             format=format,
             map=map,
             fields=fields,
-            options=dict(sorted((options or {}).items())),
+            options=dict(sorted(options.items())),
             where=where(g, span),
         )
     )
@@ -72,6 +75,15 @@ def where(g: Gen, span: Span) -> str:
     line, column = source.position(span.start)
     last_line, end = source.position(span.end)
     return f"{source.name}:{line}:{column}-{end}" if last_line == line else f"{source.name}:{line}:{column}"
+
+
+def _call_sites(g: Gen, span: Span) -> str:
+    """A line for each place that the macro of `span` was called from, innermost first."""
+    places = []
+    while span.via is not None:
+        span = span.via
+        places.append(where(g, span))
+    return "\n".join(places)
 
 
 # --- sending ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from bpfseal.dsl.parse import parse
 
 FOLDER = Path(__file__).parent / "stdlib"
 
-INDEX = {"__always_true": "test", "delta": "time"}
+INDEX = {"__always_true": "test", "assert": "base", "delta": "time"}
 """File by the name of a macro."""
 
 

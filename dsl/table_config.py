@@ -6,7 +6,7 @@ from bpfseal.dsl.table_types import ConfigSpec
 
 _UNSTABLE = ("enable", "warn", "error")
 
-LICENSES = ("GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL")
+LICENSES = ("Dual MIT/GPL", "Dual BSD/GPL", "Dual MPL/GPL", "GPL and additional rights", "GPL v2", "GPL")
 STACK_MODES = ("bpftrace", "perf", "raw", "build_id")
 
 _ROWS = (

@@ -215,7 +215,7 @@ class _Queue:
     def map(self, contents: MapContents) -> None:
         self._queue.append(Event("map", tuple(contents.items), contents.name))
 
-    def diagnostic(self, kind: str, text: str, where: str) -> None:
+    def diagnostic(self, kind: str, text: str, where: str, trail: str = "") -> None:
         self._queue.append(Event(kind, (), text))
 
     def trouble(self, trouble: Trouble) -> None:

@@ -127,19 +127,32 @@ class ScriptMap:
         pairs.sort()
         return pairs
 
-    def contents(self, *, top: int = 0, div: int = 0) -> MapContents:
-        """Everything, smallest first; the `top` largest, values divided by `div`, where given."""
+    def contents(self, *, top: int = 0, div: int = 0, zero: bool = False) -> MapContents:
+        """Everything, smallest first; the `top` largest, values divided by `div`, where given. `zero`: a scalar map
+        that has no value shows the zero of its type, as one that is read does."""
         numbers = self._numbers()
         items: list[tuple[Any, Any]]
         if numbers is not None:
             items = [(key, value) for value, key in numbers]
         else:
             items = sorted(self, key=sort_key(self.layout))
+        if zero and not items and self.layout.key is None:
+            items = self._zero()
         if top:
             items = items[-top:]
         if div > 1:
             items = [(key, _divided(value, div)) for key, value in items]
         return MapContents(self.layout.name, self.layout.value.kind, items, self.layout)
+
+    def _zero(self) -> list[tuple[Any, Any]]:
+        if self._decode is not None:
+            return [(None, self._decode(bytes(self.layout.value_size), 0))]
+        match self.layout.value.kind:
+            case "hist" | "lhist" | "tseries":
+                return []
+            case "stats":
+                return [(None, Fields(count=0, average=0, total=0))]
+        return [(None, 0)]
 
     def clear(self) -> None:
         """Delete all elements; a map in an array goes back to zero."""

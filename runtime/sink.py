@@ -36,8 +36,8 @@ class Output(Protocol):
 
     def map(self, contents: MapContents) -> None: ...
 
-    def diagnostic(self, kind: str, text: str, where: str) -> None:
-        """`kind`: errorf or warnf."""
+    def diagnostic(self, kind: str, text: str, where: str, trail: str = "") -> None:
+        """`kind`: errorf or warnf. `trail`: for people, lines that name the macros' call sites."""
 
     def trouble(self, trouble: Trouble) -> None:
         """An error at run time that the program reports."""
@@ -136,7 +136,8 @@ class OutputSink:
 
     def _on_errorf(self, session: Session, event: EventLayout) -> Handler:
         text, action = self._format(session, event), event.action
-        return lambda record: self.output.diagnostic(action, text(record), event.where)
+        trail = _trail(str(event.options.get("via", "")), action, session.bundle.source)
+        return lambda record: self.output.diagnostic(action, text(record), event.where, trail)
 
     _on_warnf = _on_errorf
 
@@ -242,6 +243,14 @@ class OutputSink:
         time_of, length_of = struct.Struct("<Q").unpack_from, struct.Struct("<I").unpack_from
         write = packets.write
         return lambda record: write(record[data:], time_of(record, when)[0], length_of(record, length)[0])
+
+
+def _trail(places: str, action: str, source: str) -> str:
+    """Where the macros were called that an errorf or warnf stands in, each with its line of the script."""
+    from bpfseal.runtime.render.trouble import context
+
+    word = "WARNING" if action == "warnf" else "ERROR"
+    return "".join(f"{at}: {word}: expanded from\n{context(source, at)}" for at in places.splitlines())
 
 
 __all__ = ["Output", "OutputSink", "SymbolValue"]

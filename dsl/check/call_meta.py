@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bpfseal.dsl import ast, typed
-from bpfseal.dsl.check import access, arguments, fold, formats, maps, operators, typenames
+from bpfseal.dsl.check import access, arguments, fold, formats, maps, typenames
 from bpfseal.dsl.check.arguments import Rule
 from bpfseal.dsl.check.conversions import is_unknown, to_int
 from bpfseal.dsl.check.introspection import base_name
 from bpfseal.dsl.check.operators import number
 from bpfseal.dsl.check.state import State, nothing
-from bpfseal.dsl.types import BOOL, I8, I64, U64, VOID, Array, Int, Ptr, Str, Type
+from bpfseal.dsl.types import BOOL, I8, I64, U64, Array, Int, Ptr, Str, Type
 
 MAX_ERRNO = 4095  # include/linux/err.h
 
@@ -147,24 +147,6 @@ def static_assert(c: State, node: ast.Call) -> Sequence[typed.Stmt]:
     return ()
 
 
-def assert_(c: State, node: ast.Call) -> Sequence[typed.Stmt]:
-    first, second = node.args
-    if isinstance(first, ast.TypeName | ast.TypeOf) or isinstance(second, ast.TypeName | ast.TypeOf):
-        c.error(node.span, "assert() needs values, not types")
-        return ()
-    test = operators.condition(c, first)
-    message = c.expr(second)
-    if is_unknown(test.type) or is_unknown(message.type):
-        return ()
-    if not isinstance(message.type, Str):
-        c.error(message.span, f"assert() expects a message, not {message.type}")
-        return ()
-    report = typed.Call("errorf", (message,), VOID, node.span, {"format": b"assert failed: %s"})
-    stop = typed.Call("exit", (typed.Int(1, I64, node.span),), VOID, node.span)
-    body = (typed.Do(report, node.span), typed.Do(stop, node.span))
-    return (typed.If(typed.Unary("!", test, BOOL, node.span), body, (), node.span),)
-
-
 def assert_str(c: State, node: ast.Call) -> Sequence[typed.Stmt]:
     type = typenames.of(c, node.args[0])
     if is_unknown(type) or isinstance(type, Str):
@@ -185,7 +167,6 @@ def _only_statement(c: State, node: ast.Call) -> typed.Expr:
 STATEMENTS: dict[str, Callable[[State, ast.Call], Sequence[typed.Stmt]]] = {
     "fail": fail,
     "static_assert": static_assert,
-    "assert": assert_,
     "assert_str": assert_str,
 }
 

@@ -84,7 +84,7 @@ def buf(c: State, node: ast.Call) -> typed.Expr:
     expr = arguments.value(c, node, 0)
     if expr is None:
         return nothing(node.span)
-    most = limit(c) - 4
+    most = max(1, limit(c) - 4)
     length: typed.Expr | None = None
     if len(node.args) == 2:
         counted = arguments.value(c, node, 1)
@@ -98,7 +98,7 @@ def buf(c: State, node: ast.Call) -> typed.Expr:
             return c.error(counted.span, f"buf() cannot use a negative length ({known})")
         else:
             most = min(most, known)
-    elif isinstance(expr.type, Array):
+    elif isinstance(expr.type, Array) or _shown_array(expr):
         most = min(most, size_of(expr.type))
     else:
         return c.error(node.span, f"buf() expects a length for a value of type {expr.type}", "buf(data, length)")
@@ -110,6 +110,11 @@ def buf(c: State, node: ast.Call) -> typed.Expr:
     if found is None:
         return c.error(expr.span, f"buf() expects an integer, string, pointer or array, not {expr.type}")
     return typed.Call("buf", (found,) if length is None else (found, length), Buf(most), node.span, {"size": most})
+
+
+def _shown_array(expr: typed.Expr) -> bool:
+    """A member that is an array of characters: a string, but one of known length."""
+    return isinstance(expr.type, Str) and isinstance(expr, typed.FieldOf | typed.IndexOf | typed.ArgField)
 
 
 def string(c: State, node: ast.Call, index: int) -> typed.Expr | None:

@@ -71,7 +71,8 @@ def _choose(spec: ConfigSpec, text: str) -> str:
                 return "error"
         if spec.name == "cache_user_symbols" and lower in _TRUE | _FALSE:
             return "none" if lower in _FALSE else str(spec.default)
-    raise SettingError(f"{spec.name} cannot be '{text}'", "valid values are " + ", ".join(spec.choices))
+    choices = ", ".join(spec.choices)
+    raise SettingError(f"Invalid value for {spec.name}. Found: {text}. Valid values: {choices}.", None)
 
 
 def effective(
@@ -119,8 +120,8 @@ def _apply(values: dict[str, Value], written: str, value: Value, span: Span, fou
 
 
 def _range(name: str, value: Value) -> None:
-    # a string needs room for its NUL and a buffer for its length; more than this no map value can hold
-    if name == "max_strlen" and not 8 <= int(value) <= 1 << 20:
-        raise SettingError(f"max_strlen must be between 8 and 1048576, not {value}", None)
+    # a string needs room for its NUL; more than this no map value can hold
+    if name == "max_strlen" and not 1 <= int(value) <= 1 << 20:
+        raise SettingError(f"max_strlen must be between 1 and 1048576, not {value}", None)
     if name == "max_map_keys" and not 1 <= int(value) < 1 << 32:
         raise SettingError(f"max_map_keys must be between 1 and 4294967295, not {value}", None)

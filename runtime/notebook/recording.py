@@ -145,7 +145,7 @@ class _Notes:
     def map(self, contents: MapContents) -> None:
         self._note("map", map_text(contents, self._lookup()), tuple(contents.items))
 
-    def diagnostic(self, kind: str, text: str, where: str) -> None:
+    def diagnostic(self, kind: str, text: str, where: str, trail: str = "") -> None:
         self._note(kind, f"{where}: {'WARNING' if kind == 'warnf' else 'ERROR'}: {text}\n")
 
     def trouble(self, trouble: Trouble) -> None:

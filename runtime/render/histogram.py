@@ -32,6 +32,8 @@ def linear_label(bucket: Bucket) -> str:
         return f"(..., {bucket.high})"
     if bucket.high is None:
         return f"[{bucket.low}, ...)"
+    if bucket.high == bucket.low + 1:
+        return f"[{bucket.low}]"
     return f"[{bucket.low}, {bucket.high})"
 
 

@@ -79,7 +79,7 @@ class JsonOutput:
     def native(self) -> int | None:
         return None
 
-    def diagnostic(self, kind: str, text: str, where: str) -> None:
+    def diagnostic(self, kind: str, text: str, where: str, trail: str = "") -> None:
         self._entry({"type": kind, "msg": clean(text)}, where)
 
     def trouble(self, trouble: Trouble) -> None:

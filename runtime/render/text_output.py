@@ -90,11 +90,11 @@ class TextOutput:
     def native(self) -> int | None:
         return None if self._escape else self._file.fileno()
 
-    def diagnostic(self, kind: str, text: str, where: str) -> None:
+    def diagnostic(self, kind: str, text: str, where: str, trail: str = "") -> None:
         if kind == "warnf" and not self._warnings:
             return
         self.flush()
-        self._stderr(f"{f'{where}: ' if where else ''}{'WARNING' if kind == 'warnf' else 'ERROR'}: {text}\n")
+        self._stderr(f"{f'{where}: ' if where else ''}{'WARNING' if kind == 'warnf' else 'ERROR'}: {text}\n{trail}")
 
     def trouble(self, trouble: Trouble) -> None:
         self.flush()

@@ -19,7 +19,7 @@ CASES = [
     # integers
     ('printf("%d %d %d\\n", 1, -2, 3 * 4);', "1 -2 12\n"),
     ('$a = 7; $b = 2; printf("%d %d %d %d\\n", $a + $b, $a - $b, $a / $b, $a % $b);', "9 5 3 1\n"),
-    ('$a = (uint64)1; printf("%d %d\\n", $a << 40, ($a << 40) >> 38);', "1099511627776 4\n"),
+    ('$a = (uint64)1; printf("%ld %d\\n", $a << 40, ($a << 40) >> 38);', "1099511627776 4\n"),
     ('$a = 12; $b = 10; printf("%d %d %d %d\\n", $a & $b, $a | $b, $a ^ $b, ~$a);', "8 14 6 -13\n"),
     ('$a = -1; printf("%d %d\\n", (uint8)$a, (int16)$a);', "255 -1\n"),
     ('$a = (int8)-3; printf("%d\\n", (int64)$a);', "-3\n"),
@@ -225,3 +225,12 @@ def test_stacks() -> None:
 def test_division_by_zero(capsys: pytest.CaptureFixture[str]) -> None:
     found = run("BEGIN { $x = (uint64)0; print((uint64)5 / $x); exit(); }")
     assert found == "1\n"
+
+
+def test_scalar_maps_without_a_value_print_as_zero() -> None:
+    found = run(
+        'BEGIN { print(@n); print(@s); print(@t); print(@a); print(@h); exit(); } END { @n = 1; @s = "x"; '
+        '@t = (1, "y"); @a = stats(3); @h = lhist(1, 0, 4, 1); }'
+    )
+    assert found.startswith("@n: 0\n@s: \n@t: (0, )\n@a: { .count = 0, .average = 0, .total = 0 }\n@a: { .count = 1,")
+    assert "@h:\n[1]                    1 |@@@" in found

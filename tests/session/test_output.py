@@ -44,6 +44,19 @@ def test_text(program: str) -> None:
     assert (done.status, done.out) == (0, TEXT[program])
 
 
+def test_messages_of_macros_name_the_calls() -> None:
+    done = trace('macro bad() { errorf("no"); } macro worse() { bad() } BEGIN { worse(); assert(false, "why"); }')
+    assert done.status == 1
+    lines = [line for line in done.err.splitlines() if " ERROR: " in line]
+    assert lines == [
+        "stdin:1:15-27: ERROR: no",
+        "stdin:1:47-52: ERROR: expanded from",
+        "stdin:1:63-70: ERROR: expanded from",
+        "stdlib/base.bt:6:5-37: ERROR: assert failed: why",
+        "stdin:1:72-92: ERROR: expanded from",
+    ]
+
+
 def test_json_lines() -> None:
     done = trace(
         'BEGIN { @a = 1; @h = hist(5); @m[1, "x"] = 2; printf("q\\"\\n"); print((1, "a")); exit(); }', "-f", "json"
