@@ -80,11 +80,13 @@ def _machine() -> list[bytes]:
 def _code() -> bytes:
     """State of our own source: an entry does not outlive the compiler that made it."""
     newest = 0
-    for package in ("compiler", "dsl", "dsl/check"):
+    for package in ("compiler", "dsl", "dsl/check", "dsl/stdlib", "runtime", "runtime/probes"):
         folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), package)
         try:
             with os.scandir(folder) as entries:
-                newest = max(newest, *(e.stat().st_mtime_ns for e in entries if e.name.endswith((".py", ".lark"))))
+                newest = max(
+                    newest, *(e.stat().st_mtime_ns for e in entries if e.name.endswith((".py", ".lark", ".bt")))
+                )
         except (OSError, ValueError, TypeError):
             continue
     return str(newest).encode()

@@ -60,6 +60,16 @@ def total(layout: MapLayout) -> Callable[[Buckets], Any] | None:
     return None
 
 
+def none(layout: MapLayout) -> Any:
+    """What an aggregation without events is: the zero of its kind."""
+    match layout.value.kind:
+        case "hist" | "lhist" | "tseries":
+            return []
+        case "stats":
+            return Fields(count=0, average=0, total=0)
+    return 0
+
+
 def _sum(buckets: Buckets, code: str) -> int:
     unpack = struct.Struct(code).unpack_from
     return sum(unpack(value)[0] for _, cpus in buckets for value in cpus)
@@ -132,15 +142,16 @@ _COMBINE: dict[str, Callable[[list[tuple[int, int]]], int]] = {
 
 
 def sort_key(layout: MapLayout) -> Callable[[tuple[Any, Any]], Any]:
-    """Order of a printed map: by value, then by key; histograms by their number of entries, stats by their average."""
+    """Order of a printed map: numbers by value, then by key; histograms by their number of entries, stats by their
+    average; what is no number by its key alone."""
     match layout.value.kind:
         case "hist" | "lhist":
             return lambda item: (sum(bucket.count for bucket in item[1]), comparable(item[0]))
         case "stats":
             return lambda item: (item[1]["average"], comparable(item[0]))
-        case "tseries":
-            return lambda item: comparable(item[0])
-    return lambda item: (comparable(item[1]), comparable(item[0]))
+        case "int" | "enum" | "count" | "sum" | "min" | "max" | "avg":
+            return lambda item: (int(item[1]), comparable(item[0]))
+    return lambda item: comparable(item[0])
 
 
 def comparable(value: Any) -> Any:

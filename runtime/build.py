@@ -14,16 +14,16 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer.bundle import Bundle
 from bpfseal.signer.bundle import decode as decode_bundle
 from bpfseal.signer.bundle import encode as encode_bundle
+from bpfseal.signer.limits import MAX_SOURCE_BYTES
 
 if TYPE_CHECKING:
     from bpfseal.dsl.typed import TypedScript
 
-MAX_SOURCE_BYTES = 1 << 20
-
 
 class Request(msgspec.Struct, frozen=True):
     """What to build. `name` is for messages; `params` are the script's own, `script_params` those behind "--", which
-    may be named; `debug` names stages to print."""
+    may be named; `mode` is "" for a trace, "test" or "bench" for the probes of that kind, "check" for all; `debug`
+    names stages to print."""
 
     text: str
     name: str = "stdin"
@@ -79,7 +79,8 @@ def build(request: Request) -> Built:
     from bpfseal.compiler import cache
 
     key = ""
-    if request.cache and not request.debug and not request.emit_llvm:
+    # Headers may change without the script: what includes some is compiled anew.
+    if request.cache and not request.debug and not request.emit_llvm and not request.includes:
         key = cache.key(
             request.text,
             request.params,
@@ -91,8 +92,6 @@ def build(request: Request) -> Built:
                 request.mode,
                 request.path or "",
                 str(request.helper_warnings),
-                *request.includes,
-                "--",
                 *request.include_dirs,
             ),
         )
@@ -117,26 +116,23 @@ def check(request: Request) -> TypedScript:
     from pathlib import Path
 
     from bpfseal.dsl.check import check as check_script
-    from bpfseal.dsl.env import Environment, Target
-    from bpfseal.dsl.expand import expand
+    from bpfseal.dsl.env import Target
     from bpfseal.dsl.expand_params import split_arguments
-    from bpfseal.dsl.parse import parse
+    from bpfseal.dsl.front import front
     from bpfseal.runtime.environment import RealEnvironment
 
     target = Target(pid=request.pid, command=request.command or "", unsafe=request.unsafe)
-    environment: Environment = RealEnvironment(target)
-    folder = Path(request.path).parent if request.path else Path()
-    text = "".join(f'#include "{name}"\n' for name in request.includes) + request.text
-    script = parse(text, request.name)
-    defines = None
-    if script.preamble:
-        from bpfseal.dsl import cdefs
-
-        folders = [Path(name) for name in request.include_dirs]
-        definitions = cdefs.read(script.preamble, script.sources, environment, folders=folders, script_folder=folder)
-        environment, defines = definitions.over(environment), definitions.defines()
     positional, named = split_arguments(request.params, request.script_params)
-    script = expand(script, params=positional, named=named, imports_from=folder, defines=defines)
+    script, environment = front(
+        request.text,
+        request.name,
+        RealEnvironment(target),
+        params=positional,
+        named=named,
+        folder=Path(request.path).parent if request.path else None,
+        include_folders=[Path(name) for name in request.include_dirs],
+        includes=request.includes,
+    )
     return check_script(script, environment, {**_from_environment(), **request.config})
 
 
@@ -158,5 +154,10 @@ def _compile(request: Request) -> tuple[Bundle, Reader]:
     from bpfseal import compiler
 
     options = compiler.Options(helper_errors=2 if request.helper_warnings else 1)
-    bundle = compiler.compile(check(request), options=options)
+    script = check(request)
+    if request.mode != "check":
+        from bpfseal.runtime.trials import chosen
+
+        script = chosen(script, request.mode)
+    bundle = compiler.compile(script, options=options)
     return bundle, decode_reader(bundle.reader)

@@ -47,6 +47,7 @@ def _check(name: str, text: str, options: argparse.Namespace) -> int:
         params=tuple(options.param),
         unsafe=options.unsafe,
         config={"missing_probes": "warn"},
+        mode="check",
         cache=False,
     )
     try:

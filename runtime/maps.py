@@ -10,7 +10,7 @@ import msgspec
 from bpfseal.compiler.layout import MapLayout, Reader
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime import bpf
-from bpfseal.runtime.aggregates import Buckets, divide, sort_key, total
+from bpfseal.runtime.aggregates import Buckets, divide, none, sort_key, total
 from bpfseal.runtime.values import Fields, decoder
 
 _U32 = 4
@@ -51,6 +51,7 @@ class ScriptMap:
         self._key = decoder(layout.key, reader.enums) if layout.key is not None else None
         self._total = total(layout)
         self._decode = None if self._total is not None else decoder(layout.value, reader.enums)
+        self._zeroed = False  # an aggregation in an array: zero() was called when it had a value
 
     def raw(self) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) bytes as the kernel has them; per-CPU values side by side."""
@@ -67,6 +68,8 @@ class ScriptMap:
         assert self._total is not None
         for key, buckets in self._elements().items():
             value = self._total(buckets)
+            if value is None and not self.layout.array:
+                value = none(self.layout)  # the key is there: it was set to zero
             if value is not None:
                 yield self._user_key(key), value
 
@@ -136,35 +139,34 @@ class ScriptMap:
             items = [(key, value) for value, key in numbers]
         else:
             items = sorted(self, key=sort_key(self.layout))
-        if zero and not items and self.layout.key is None:
+        if (zero or self._zeroed) and not items and self.layout.key is None:
             items = self._zero()
         if top:
             items = items[-top:]
         if div > 1:
-            items = [(key, _divided(value, div)) for key, value in items]
+            items = [(key, _divided(value, div, self.layout.value.kind)) for key, value in items]
         return MapContents(self.layout.name, self.layout.value.kind, items, self.layout)
 
     def _zero(self) -> list[tuple[Any, Any]]:
         if self._decode is not None:
             return [(None, self._decode(bytes(self.layout.value_size), 0))]
-        match self.layout.value.kind:
-            case "hist" | "lhist" | "tseries":
-                return []
-            case "stats":
-                return [(None, Fields(count=0, average=0, total=0))]
-        return [(None, 0)]
+        return [(None, none(self.layout))]
 
     def clear(self) -> None:
-        """Delete all elements; a map in an array goes back to zero."""
+        """Delete all elements; a map in an array goes back to how it was at first."""
+        self._zeroed = False
+        size = self._stride * self._cpus
         if self.layout.array:
-            self.zero()
+            for key, _ in list(self.raw()):
+                bpf.map_update(self.fd, key, bytes(size))
         else:
-            size = self._stride * self._cpus
             bpf.map_clear(self.fd, self.layout.key_size, size, max(self.layout.max_entries, 1))
 
     def zero(self) -> None:
         """Set every value to zero; keys stay."""
         layout = self.layout
+        if layout.array and self._total is not None:
+            self._zeroed = self._zeroed or bool(list(self))
         for key, value in list(self.raw()):
             zeroed = bytearray(self._stride * self._cpus)
             if layout.present >= 0 and self._total is None:
@@ -175,15 +177,18 @@ class ScriptMap:
             bpf.map_update(self.fd, key, bytes(zeroed))
 
 
-def _divided(value: Any, div: int) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
+def _divided(value: Any, div: int, kind: str) -> Any:
+    """As bpftrace does it: of statistics only the average, of linear histograms and time series nothing."""
+    if kind == "stats":
+        return Fields(value, average=divide(value["average"], div))
+    if kind == "hist":
+        return [msgspec.structs.replace(part, count=part.count // div) for part in value]
+    if kind in ("lhist", "tseries"):
+        return value
+    if type(value) is int:
         return divide(value, div)
-    if isinstance(value, Fields):
-        return Fields((name, v if name == "count" else divide(v, div)) for name, v in value.items())
-    if isinstance(value, list):
-        return [
-            msgspec.structs.replace(part, count=part.count // div) if hasattr(part, "count") else part for part in value
-        ]
+    if isinstance(value, tuple):
+        return tuple(_divided(part, div, "") for part in value)
     return value
 
 

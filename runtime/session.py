@@ -145,10 +145,7 @@ class Session:
 
     def start(self, sink: Sink) -> None:
         """Run BEGIN, attach everything, let the child go. Raises BpfsealError, after which `close()` is due."""
-        self.sink = sink
-        self._write_session_map()
-        self._handlers = sink.bind(self)
-        self._run_phase("begin")
+        self.begin(sink)
         held = self._hold()
         self._attach_all()
         sink.attached(self.attached)
@@ -163,6 +160,21 @@ class Session:
         if not self._links and not self._signals and self.child is None:
             self._stopping = True  # nothing is left that could happen: begin and end were all there is
         self._idle()
+
+    def begin(self, sink: Sink, *, again: bool = False) -> None:
+        """Run BEGIN and send events to `sink`. For trials, which do not `start()`; `again`: only change the sink."""
+        self.sink = sink
+        self._handlers = sink.bind(self)
+        if not again:
+            self._write_session_map()
+            self._run_phase("begin")
+
+    def settle(self) -> int:
+        """Handle all events there are, and go on as if exit() had not been called; the status that it was given."""
+        self._drain_all()
+        status, self.status = self.status, 0
+        self._exited = self._stopping = False
+        return status
 
     def run(self, timeout: float | None = None) -> None:
         """Handle events until the trace is stopped, then detach, run END and drain; or until `timeout` seconds."""

@@ -88,13 +88,19 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
         packets = _packet_file(options, built)
         sink = OutputSink(output, allow_system=options.unsafe, when_attached=_notify_attached, packets=packets)
         _stop_on_signals(session)
-        session.start(sink)
-        if not options.dry_run:
-            session.run()
+        status = None
+        if options.mode in ("test", "bench"):
+            from bpfseal.runtime import trials
+
+            status = trials.run(session, options, output, file)
         else:
-            session.finish()
+            session.start(sink)
+            if not options.dry_run:
+                session.run()
+            else:
+                session.finish()
         output.end()
-        if built.reader.config.get("print_maps_on_exit", True):
+        if status is None and built.reader.config.get("print_maps_on_exit", True):
             for contents in session.maps.all_contents():
                 output.map(contents)
         output.flush()
@@ -105,7 +111,7 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
         if options.flamegraph:
             _draw(session, options.flamegraph)
         # As in bpftrace: what exit() said; the status of the -c child is the child's own business.
-        return session.status
+        return session.status if status is None else status
 
 
 def _draw(session: Session, path: str) -> None:

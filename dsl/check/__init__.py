@@ -54,7 +54,7 @@ def _check(script: ast.Script, env: Environment, first: State) -> typed.TypedScr
     elif not groups and not any(d.severity == "error" for d in first.diagnostics):
         first.error(probes.span_of(script), "No probes to attach: no probe point of the script exists")
     walk = _settle(script, env, config, memory, groups)
-    findings = _ordered([*first.diagnostics, *walk.state.diagnostics])
+    findings = _ordered([*script.warnings, *first.diagnostics, *walk.state.diagnostics])
     if any(d.severity == "error" for d in findings):
         raise DslError(findings, list(script.sources))
     return typed.TypedScript(

@@ -57,7 +57,22 @@ def resolve(c: State, script: ast.Script) -> list[Group]:
             f"narrow the wildcard, or raise the limit with BPFTRACE_MAX_BPF_PROGS={len(groups)}",
         )
     _check_iterators(c, groups)
+    _check_names(c, groups)
     return groups
+
+
+def _check_names(c: State, groups: Sequence[Group]) -> None:
+    """Results are told by the names of tests and benchmarks."""
+    seen: set[str] = set()
+    for group in groups:
+        for point in group.points:
+            if point.kind in ("test", "bench"):
+                if point.name in seen:
+                    c.error(
+                        group.probe.points[0].span,
+                        f"there is another {point.kind} probe with the name '{point.function}'",
+                    )
+                seen.add(point.name)
 
 
 def _points(c: State, probe: ast.Probe) -> list[Point]:
