@@ -101,13 +101,17 @@ def run(name: str, target: Target, seeds: Sequence[bytes], change: Callable[...,
         parent = pool[int(rng.random() * len(pool))]
         for _ in range(BATCH):
             data = change(rng, parent, pool)
-            before = time.process_time()
+            before = time.perf_counter()
             try:
                 result = target(data)
+                took = time.perf_counter() - before
+                if took > slowest:  # by the clock on the wall: again, by that of this process
+                    before = time.process_time()
+                    target(data)
+                    took = time.process_time() - before
             except Exception:
                 traceback.print_exc()
                 return _found(name, data, options.out, "raised")
-            took = time.process_time() - before
             slowest = max(slowest, took)
             if took > SLOW:
                 return _found(name, data, options.out, f"took {took:.1f} s")
