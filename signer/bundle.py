@@ -16,9 +16,9 @@ import hashlib
 import msgspec
 
 from bpfseal.errors import BpfsealError
+from bpfseal.signer.limits import MAX_BUNDLE_BYTES
 
 BUNDLE_VERSION = 1
-MAX_BUNDLE_BYTES = 8 << 20
 
 
 class BundleError(BpfsealError):

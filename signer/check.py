@@ -20,16 +20,16 @@ from bpfseal.signer.bundle import UNDECLARED, Attributes, Bundle, MapSpec, Progr
 from bpfseal.signer.filter import system_calls
 from bpfseal.signer.guard import GET_FUNC_IP, guarded
 from bpfseal.signer.insn import Insn, decode
+from bpfseal.signer.limits import (
+    MAX_KEY_BYTES,
+    MAX_MAPS,
+    MAX_PROGRAMS,
+    MAX_READER_BYTES,
+    MAX_SOURCE_BYTES,
+    MAX_VALUE_BYTES,
+)
 from bpfseal.signer.refusal import Refusal
 from bpfseal.signer.verdict import decides
-
-MAX_PROGRAMS: Final = 64
-MAX_MAPS: Final = 64  # MAX_USED_MAPS of the verifier
-MAX_SOURCE_BYTES: Final = 256 << 10
-MAX_READER_BYTES: Final = 1 << 20
-# The kernel takes keys up to the largest allocation (kernel/bpf/hashtab.c); two strings of default length make 2 KiB.
-MAX_KEY_BYTES = 1 << 16
-MAX_VALUE_BYTES: Final = 1 << 30
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.]{1,15}", re.ASCII)  # BPF_OBJ_NAME_LEN, bpf_obj_name_cpy()
 _SYMBOL: Final = re.compile(r"[A-Za-z0-9_.]{1,128}", re.ASCII)

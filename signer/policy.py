@@ -18,6 +18,7 @@ from bpfseal.signer import helpers as known
 from bpfseal.signer.bundle import SealRequest
 from bpfseal.signer.check import Findings
 from bpfseal.signer.identity import Identity
+from bpfseal.signer.limits import MAX_MAPS, MAX_PROGRAMS
 from bpfseal.signer.policy_rule import Patterns, PolicyError, Rule
 
 SETTLE_NS: Final = 200_000_000
@@ -73,7 +74,9 @@ class Policy:
             map_types=frozenset(known.MAP_TYPE_BY_NAME),
             sleepable=True,
             existing_maps=True,
+            max_programs=MAX_PROGRAMS,
             max_insns=1_000_000,
+            max_maps=MAX_MAPS,
             max_map_bytes=8 << 30,
             max_targets=1 << 16,
             lifetime=3600,

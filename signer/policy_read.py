@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any, Final
 
 from bpfseal.signer import helpers as known
+from bpfseal.signer.limits import MAX_MAPS, MAX_PROGRAMS
 from bpfseal.signer.policy_rule import Patterns, PolicyError, Rule
 
 MAX_POLICY_BYTES: Final = 1 << 20
@@ -201,9 +202,9 @@ _KEYS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "existing_maps": ("existing_maps", _flag),
     "enforceable": ("enforceable", _flag),
     "require_source": ("require_source", _flag),
-    "max_programs": ("max_programs", _number(1, 64)),
+    "max_programs": ("max_programs", _number(1, MAX_PROGRAMS)),
     "max_insns": ("max_insns", _number(1, 1_000_000)),
-    "max_maps": ("max_maps", _number(0, 64)),
+    "max_maps": ("max_maps", _number(0, MAX_MAPS)),
     "max_map_bytes": ("max_map_bytes", _number(0, 1 << 40)),
     "max_targets": ("max_targets", _number(1, 1 << 20)),
     "lifetime": ("lifetime", _number(1, 7 * 86400)),

@@ -78,7 +78,7 @@ class Rule:
     existing_maps: bool = False
     enforceable: bool = False
     require_source: bool = False
-    max_programs: int = 64
+    max_programs: int = 1024
     max_insns: int = 65536
     max_maps: int = 64
     max_map_bytes: int = 256 << 20

@@ -143,7 +143,7 @@ CASES = [
         line=struct.pack("<IIII", 1, 1, 1, 0),
         insns=ld64(1, 5) + RETURN,
     ),
-    source("source-1mib", "x" * (1 << 20), "over the limit of 262144"),
+    source("source-over-1mib", "x" * ((1 << 20) + 1), "over the limit of 1048576"),
     source("source-escape-codes", "BEGIN { }\n// \x1b]0;title\x07", "U+001B in line 2"),
     source("source-backspaces", "exit()" + "\b" * 6, "U+0008 in line 1"),
     source("source-reordered-text", "// \u202e }{ txt", "U+202E"),

@@ -171,7 +171,7 @@ CASES = [
         "policy",
         "probe_2: probe kprobe:commit_creds is not granted",
     ),
-    Case("65-programs", lambda: bundle(*[program(name=f"p{i}") for i in range(65)]), "size", "65 programs"),
+    Case("4097-programs", lambda: bundle(*[program(name=f"p{i}") for i in range(4097)]), "size", "4097 programs"),
     Case("no-programs", lambda: msgspec.structs.replace(bundle(), programs=()), "size", "0 programs"),
     bad("licence-not-gpl", "license", "'MIT' is not compatible", license="MIT"),
     bad("licence-long", "license", "is not compatible", license="GPL" * 1000),

@@ -118,7 +118,7 @@ MISTAKES = [
     ("[[rule]]\nuid = 0\nprobes = [1]\n", 3, "probes is not a text"),
     ("[[rule]]\nuid = 0\nprobes = ''\n", 3, "probes is not a text"),
     ("[[rule]]\nuid = 0\nmax_map_bytes = '3 parsecs'\n", 3, "max_map_bytes is not a number"),
-    ("[[rule]]\nuid = 0\nmax_programs = 65\n", 3, "max_programs is not a number from 1 to 64"),
+    ("[[rule]]\nuid = 0\nmax_programs = 4097\n", 3, "max_programs is not a number from 1 to 4096"),
     ("[[rule]]\nuid = 0\nlifetime = 0\n", 3, "lifetime is not a number"),
     ("[[rule]]\nuid = 0\nsleepable = 'yes'\n", 3, "sleepable is not true or false"),
     ("[[rule]]\nuid = 0\nexe_sha256 = 'abc'\n", 3, "not a sha256"),
