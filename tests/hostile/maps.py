@@ -96,7 +96,7 @@ CASES = [
     bad("name-of-16", "name", "bad map name", name="sixteen_letters_"),
     bad("name-with-slash", "name", "bad map name '../x'", name="../x"),
     bad("name-empty", "name", "bad map name ''", name=""),
-    Case("65-maps", lambda: bundle(maps=tuple(_numbered(65))), "size", "65 maps"),
+    Case("257-maps", lambda: bundle(maps=tuple(_numbered(257))), "size", "257 maps"),
     bad("value-type-without-btf", "btf", "not in the bundle's BTF", key_btf=1, value_btf=1),
     Case("value-type-past-end", lambda: with_map(btf=_timer(), key_btf=1, value_btf=99), "btf", "not in the bundle's"),
     Case(
