@@ -62,6 +62,7 @@ class Trace:
         self._lock = threading.Lock()
         self._last_maps: dict[str, dict[Any, Any]] = {}
         self._lost = 0
+        self._deferred: Account | None = None
         self.built: Built | None = None
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -101,6 +102,7 @@ class Trace:
             try:
                 session.finish()
                 self._lost = session.lost
+                self._deferred = session.deferred
                 self._last_maps = {name: self._read(session, name) for name in session.maps}
             finally:
                 with self._lock:
@@ -157,6 +159,11 @@ class Trace:
     def lost(self) -> int:
         """Events that did not fit into the ring buffer; of the whole trace once it is over."""
         return self._session.count_lost() if self._session is not None else self._lost
+
+    @property
+    def deferred(self) -> Account | None:
+        """What became of deferred blocks so far, of the whole trace once it is over; None for scripts without."""
+        return self._session.count_deferred() if self._session is not None else self._deferred
 
     @staticmethod
     def _read(session: Session, name: str) -> dict[Any, Any]:

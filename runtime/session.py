@@ -199,7 +199,7 @@ class Session:
             self._drain()
         self._idle()
         if time.monotonic() - self._looked > _LOOK_SECONDS:
-            self._count_deferred()
+            self.count_deferred()
             self.count_lost()
         return not self._stopping
 
@@ -231,7 +231,7 @@ class Session:
         self._exited = False
         self._run_phase("end")
         self._drain_all()
-        self._count_deferred(last=True)
+        self.count_deferred(last=True)
         self._drain_all()
         self.count_lost(last=True)
         self._count_skipped()
@@ -484,10 +484,11 @@ class Session:
                     self._failed[layout.name] = failed
         return self.lost
 
-    def _count_deferred(self, *, last: bool = False) -> None:
-        """Tell of deferred blocks that were dropped, and at the end of all."""
-        if self._deferred is None:
-            return
+    def count_deferred(self, *, last: bool = False) -> Account | None:
+        """What became of deferred blocks so far, None for scripts without; tells the sink when more were dropped, and
+        at the end of all."""
+        if self._deferred is None or (self._finished and not last):
+            return self.deferred
         account = self._deferred.end(self._drain) if last else self._deferred.read()
         new = account.dropped - (self.deferred.dropped if self.deferred is not None else 0)
         self.deferred = account
