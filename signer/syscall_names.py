@@ -104,3 +104,9 @@ def names() -> dict[int, str]:
             found[following] = word
             following += 1
     return found
+
+
+@lru_cache(maxsize=1)
+def numbers() -> dict[str, int]:
+    """Number by name: the inverse of `names`."""
+    return {name: number for number, name in names().items()}

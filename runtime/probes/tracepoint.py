@@ -43,7 +43,7 @@ def _point(world: World, category: str, event: str) -> Point:
 
 
 def _number(event: str) -> int | None:
-    from bpfseal.runtime.syscall_numbers import numbers
+    from bpfseal.signer.syscall_names import numbers
 
     for prefix in (_ENTER, _EXIT):
         if event.startswith(prefix):

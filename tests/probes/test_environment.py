@@ -19,8 +19,8 @@ from bpfseal.runtime.environment import RealEnvironment
 from bpfseal.runtime.listing import list_probes
 from bpfseal.runtime.probes import lsm, matcher, select
 from bpfseal.runtime.suggest import closest
-from bpfseal.runtime.syscall_numbers import numbers
 from bpfseal.runtime.tracefs import Tracefs, TracefsError, tracefs
+from bpfseal.signer.syscall_names import numbers
 
 
 def has_tracefs() -> bool:
