@@ -95,17 +95,18 @@ def test_threads_are_killed_with_blocks_pending(
         assert sum(trace.maps["@ran"].values()) == 51
 
 
-def test_threads_that_are_over(pageout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [100, pytest.param(4500, marks=pytest.mark.slow)])
+def test_threads_that_are_over(pageout: str, tmp_path: Path, threads: int) -> None:
     """Scheduled in the very last moment of a task: the kernel would take it and never run it. More of them than there
     are elements do not fill the map."""
     script = (
         'tracepoint:sched:sched_switch /comm == "pageout" && args.prev_state == 0x20/ { defer { @ran = count(); } } '
         'tracepoint:syscalls:sys_enter_exit_group /comm == "pageout"/ { defer { @leaving = count(); } }'
     )
-    found = kit.trace(script, f"{pageout} exit 4500 {kit.page(tmp_path)}")
+    found = kit.trace(script, f"{pageout} exit {threads} {kit.page(tmp_path)}")
     assert "@ran" not in found.maps
-    assert found.maps["@leaving"] >= 4500
-    assert found.account["cancelled"] >= 4500
+    assert found.maps["@leaving"] >= threads
+    assert found.account["cancelled"] >= threads
     assert found.account["dropped"] == 0
     assert found.account["run"] == found.maps["@leaving"]
     assert kit.whole(found.account)
@@ -278,6 +279,7 @@ def test_nothing_stays(started: list[subprocess.Popen[bytes]], pageout: str, tmp
     gone("map", maps)
 
 
+@pytest.mark.slow
 def test_accounts_under_load(pageout: str, tmp_path: Path) -> None:
     """Interrupts, tracepoints and system calls schedule at the same time, more often than tasks return."""
     script = (
