@@ -1,0 +1,201 @@
+"""The table, row by row: listed, described, attached, an exact number of known events counted exactly, nothing left.
+
+On this machine for what it has; `test_in_vms` runs it in the test kernels, signed, under enforcement.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bpfseal.runtime import bpf_info
+from bpfseal.runtime.environment import RealEnvironment
+from bpfseal.runtime.listing import list_probes
+from bpfseal.runtime.probes import lsm
+from bpfseal.signer.bpf import prog_load
+from tests.probes import kit
+from tests.probes.table import ROWS, SOURCE, Row
+
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.slow,
+    pytest.mark.skipif(os.uname().machine != "x86_64", reason="addresses and names of x86-64"),
+]
+IN_GUEST = os.environ.get("BPFSEAL_GUEST", "") == "1"
+SIGNING = os.environ.get("BPFSEAL_TEST_SIGNING", "auto")
+EVENTS = os.environ.get("BPFSEAL_TEST_EVENTS", "")
+
+
+@pytest.fixture(scope="module")
+def exe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The traced program, made here or by who started the tests."""
+    if EVENTS:
+        return EVENTS
+    return str(kit.compile_c(tmp_path_factory.mktemp("events") / "events", SOURCE, "-no-pie"))
+
+
+def has(what: str) -> bool:
+    if what == "kprobe":
+        return Path("/sys/bus/event_source/devices/kprobe").exists()
+    if what == "lsm":
+        return lsm.active() and has("trampoline")
+    if what == "trampoline":
+        from bpfseal.compiler.kernel import KernelTypes
+
+        code = b"\xb7\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0"
+        try:
+            id = KernelTypes().find("f", "vfs_read")
+            os.close(prog_load(kit.TRACING, code, expected_attach_type=24, attach_btf_id=id))
+        except OSError:
+            return IN_GUEST  # under enforcement nobody loads unsigned programs
+        return True
+    return True
+
+
+def objects() -> dict[str, set[str]]:
+    """What there is in the kernel: BPF objects by id, dynamic probes."""
+    found = {kind: {str(id) for id in bpf_info.ids(kind)} for kind in ("prog", "map", "link")}
+    for name in ("kprobe_events", "uprobe_events"):
+        for folder in ("/sys/kernel/tracing", "/sys/kernel/debug/tracing"):
+            path = Path(folder, name)
+            if path.exists():
+                found[name] = set(path.read_text().splitlines())
+    return found
+
+
+def left_over(before: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What has come since `before` and does not go within seconds (the kernel frees programs with a delay)."""
+    end = time.monotonic() + 20
+    while True:
+        now = objects()
+        new = {kind: now[kind] - before.get(kind, set()) for kind in now}
+        if not any(new.values()) or time.monotonic() > end:
+            return {kind: names for kind, names in new.items() if names}
+        time.sleep(0.1)
+
+
+def symbol(exe: str, name: str) -> int:
+    found = RealEnvironment().user_symbol(exe, name)
+    assert found is not None
+    return found[0]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_row(row: Row, exe: str) -> None:
+    if row.needs and not has(row.needs):
+        pytest.skip(f"this machine has no {row.needs}")
+    words = {"exe": exe, "watched": hex(symbol(exe, "watched")), "traced": hex(symbol(exe, "traced"))}
+    pattern, line = (text.format_map(words) for text in row.listed)
+    if line:
+        lines = list(list_probes(pattern, verbose=True))
+        assert line in lines
+        assert not row.argument or f"    {row.argument}" in lines
+    before = objects()
+    program = f"{row.probe.format_map(words)} {row.body}"
+    command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "-q"]
+    if row.does:
+        command += ["-c", f"{exe} {row.does}"]
+    done = subprocess.run([*command, "-e", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"@: (\d+)", done.stdout) == [str(row.count)], done.stdout + done.stderr
+    if IN_GUEST:  # elsewhere others come and go
+        assert left_over(before) == {}
+
+
+def test_signal(exe: str) -> None:
+    """self:signal: as many runs as signals that were sent one by one."""
+    before = objects()
+    assert "self:signal:SIGUSR1" in list(list_probes("self:*"))
+    program = 'self:signal:SIGUSR1 { printf("seen\\n"); @ = count(); }'
+    command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "-q", "-B", "line", "-e", program]
+    environment = {**os.environ, "__BPFTRACE_NOTIFY_PROBES_ATTACHED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("__BPFTRACE")
+        for _ in range(5):
+            process.send_signal(10)
+            assert process.stdout.readline() == "seen\n"
+        process.send_signal(2)
+        out = process.stdout.read()
+    assert "@: 5" in out
+    if IN_GUEST:
+        assert left_over(before) == {}
+
+
+def test_hardware_counters_or_why_not(exe: str) -> None:
+    """Exact counts cannot be had; machines without counters say so."""
+    command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "-q", "-c", f"{exe} call 1000"]
+    program = "hardware:instructions:1000 { @ = count(); }"
+    done = subprocess.run([*command, "-e", program], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        assert "does not have that counter" in done.stderr, done.stderr
+    else:
+        assert re.findall(r"@: (\d+)", done.stdout), done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not IN_GUEST, reason="only in a test kernel with a policy of ours")
+class TestDecisions:
+    """What an lsm probe returns decides, with --unsafe and a grant of the class override, and never otherwise."""
+
+    POLICY = Path("/etc/bpfseal/policy.toml")
+    PROGRAM = 'lsm:file_open /comm == "events"/ { return -13; }'
+
+    def run(self, exe: str, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, *options, "-q", "-c", f"{exe} open 1"]
+        return subprocess.run([*command, "-e", self.PROGRAM], capture_output=True, text=True, timeout=300)
+
+    def test_only_with_unsafe(self, exe: str) -> None:
+        done = self.run(exe)
+        assert done.returncode != 0
+        assert "--unsafe" in done.stderr
+
+    def test_policy_decides(self, exe: str) -> None:
+        text = self.POLICY.read_text()
+        assert '"override"' in text
+        self.POLICY.write_text(text.replace(', "override"', ""))
+        try:
+            time.sleep(2)
+            done = self.run(exe, "--unsafe")
+            assert done.returncode != 0
+            assert "override" in done.stderr
+        finally:
+            self.POLICY.write_text(text)
+        time.sleep(2)
+
+    def test_denies(self, exe: str) -> None:
+        """The traced program, while it runs, opens nothing; afterwards it does."""
+        program = (
+            'lsm:file_open /comm == "denied" && str(args.file->f_path.dentry->d_name.name) == "null"/ { @ = count(); '
+            'printf("%s\\n", comm); return -13; }'
+        )
+        command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "--unsafe", "-q", "-B", "line", "-e", program]
+        environment = {**os.environ, "__BPFTRACE_NOTIFY_PROBES_ATTACHED": "1"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as p:
+            assert p.stdout is not None
+            assert p.stdout.readline().startswith("__BPFTRACE"), p.communicate()
+            refused = self.open_as("denied")
+            allowed = self.open_as("others")
+            p.send_signal(2)
+            out, _ = p.communicate(timeout=120)
+        assert (refused, allowed) == (13, 0)
+        assert "@: 1" in out
+        assert self.open_as("denied") == 0
+
+    def open_as(self, name: str) -> int:
+        """errno of opening /dev/null as a process of that name."""
+        child = os.fork()
+        if child == 0:
+            ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)
+            try:
+                os.open("/dev/null", os.O_RDONLY)
+            except OSError as error:
+                os._exit(error.errno or 255)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
