@@ -494,6 +494,7 @@ class Session:
         self.deferred = account
         if self.sink is not None and (new or last):
             self.sink.deferred(account, new, last=last)
+        return account
 
     def _count_skipped(self) -> None:
         """Tell of programs that the kernel did not run because they would have interrupted themselves
