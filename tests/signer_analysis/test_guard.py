@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from bpfseal.errors import BpfsealError
 from bpfseal.signer.cfg import split
 from bpfseal.signer.guard import guarded
 from bpfseal.signer.insn import decode
-from bpfseal.signer.symbols import KernelSymbols
 from tests.signer_analysis.kit import (
     EXIT,
     RETURN,
@@ -89,14 +85,3 @@ def test_thousands_of_addresses() -> None:
     found = addresses(IP + chain + RETURN + WORK + RETURN)
     assert found is not None
     assert len(found) == count
-
-
-def test_kernel_symbols() -> None:
-    symbols = KernelSymbols()
-    assert symbols("no_such_function_in_any_kernel") == ()
-    assert symbols("vfs") == ()
-    if os.geteuid() == 0:
-        (address,) = symbols("vfs_read")
-        assert address >> 63
-    with pytest.raises(BpfsealError, match="No such file"):
-        KernelSymbols("/proc/no_such_file")

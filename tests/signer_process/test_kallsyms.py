@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from bpfseal.signer import bundle as wire
+from bpfseal.signer.client import SealRefused
 from bpfseal.signer.kallsyms import KernelSymbols
+from tests.hostile.instructions import _BODY, KPROBE, guarded
+from tests.signer_analysis.kit import RETURN, call, jne, ld64
 
-from .conftest import as_user, needs_root
+from .conftest import as_user, needs_root, running
 
 TEXT = """\
 ffffffff81000000 T _stext
@@ -66,3 +70,33 @@ def test_addresses_stay_readable_after_rights_are_gone() -> None:
     kept = as_user(65534, 65534, lambda: str(sorted(fresh("vfs_read"))))
     assert kept == str(sorted(symbols("vfs_read")))
     assert os.geteuid() == 0
+
+
+GUARDED = """
+version = 1
+[[rule]]
+uid = 0
+probes = "kprobe:*"
+classes = ["basic", "map", "identity", "read-kernel", "stack"]
+map_types = "*"
+enforceable = true
+"""
+
+
+@needs_root
+def test_the_helper_holds_guards_against_the_functions_they_name() -> None:
+    """A bundle for kprobe:vfs_read whose guard lets another function pass is refused by the running helper."""
+    symbols = KernelSymbols()
+    if not symbols("vfs_read"):
+        pytest.skip("this kernel shows no addresses, not even to root")
+
+    def kprobe(name: str) -> bytes:
+        guard = call("get_func_ip") + ld64(1, min(symbols(name))) + jne(0, 1, 10)
+        return wire.encode(guarded(guard + _BODY + RETURN, KPROBE))
+
+    with running(GUARDED) as helper, helper.client() as client:
+        assert client.seal(kprobe("vfs_read")).record
+        with pytest.raises(SealRefused, match="which is no function that it names"):
+            client.seal(kprobe("vfs_write"))
+        with pytest.raises(SealRefused, match="not enforceable"):
+            client.seal(wire.encode(guarded(_BODY + RETURN, KPROBE)))
