@@ -5,6 +5,7 @@ Real helpers, real rings, real loads. Prints one line of JSON per check; test_vm
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import errno
 import json
@@ -16,6 +17,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from bpfseal.runtime.load import LoadRefused, load
 from bpfseal.signer import audit_read, keyring, pkcs7
@@ -40,8 +43,6 @@ def outcome(sealed: SealedBundle) -> str:
 
 
 def changed(sealed: SealedBundle, **fields: Any) -> SealedBundle:
-    import msgspec
-
     return msgspec.structs.replace(sealed, **fields)
 
 
@@ -278,6 +279,33 @@ class Checks:
                     "new": outcome(new),
                     "log": audit_read.verify(str(helper.audit)).good,
                 }
+        return out
+
+    def two_users(self) -> Observed:
+        """Different rules, different answers, and no use of one user's seal by another."""
+        rule = '[[rule]]\nuid = {uid}\nprobes = "tracepoint:syscalls:sys_enter_{call}"\nclasses = "basic"\n'
+        rules = rule.format(uid=1234, call="openat") + rule.format(uid=1235, call="kill")
+        out: Observed = {}
+        with running("version = 1\n" + rules) as helper:
+
+            def ask(call: str) -> str:
+                with helper.client() as client:
+                    try:
+                        return outcome(client.seal(small_bundle(f"syscalls:sys_enter_{call}")))
+                    except SignerError as error:
+                        return error.message
+
+            def give() -> str:
+                with helper.client() as client:
+                    return base64.b64encode(msgspec.msgpack.encode(seal(client))).decode()
+
+            for uid in (1234, 1235):
+                for call in ("openat", "kill"):
+                    out[f"{uid} {call}"] = as_user_with_bpf(uid, lambda call=call: ask(call))  # type: ignore[misc]
+            given = as_user_with_bpf(1234, give)
+            theirs = msgspec.msgpack.decode(base64.b64decode(given), type=SealedBundle)
+            out["seal of another user"] = as_user_with_bpf(1235, lambda: outcome(theirs))
+            out["seal of another process"] = as_user_with_bpf(1234, lambda: outcome(theirs))
         return out
 
     def roots(self) -> Observed:

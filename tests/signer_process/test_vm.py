@@ -124,6 +124,14 @@ def test_keys_that_are_not_in_the_ring(seen: tuple[int, Results]) -> None:
     }
 
 
+def test_two_users_two_answers(seen: tuple[int, Results]) -> None:
+    found = seen[1]["two_users"]
+    assert (found["1234 openat"], found["1235 kill"]) == ("ok", "ok")
+    assert found["1234 kill"].endswith("probe tracepoint:syscalls:sys_enter_kill is not granted")
+    assert found["1235 openat"].endswith("probe tracepoint:syscalls:sys_enter_openat is not granted")
+    assert (found["seal of another user"], found["seal of another process"]) == ("EPERM", "ESRCH")
+
+
 def test_roots_of_all_kinds(seen: tuple[int, Results]) -> None:
     assert seen[1]["roots"]["P-384"] == ["file", "ok", "ok"]
     assert seen[1]["roots"]["RSA-2048"] == ["file", "ok", "ok"]
