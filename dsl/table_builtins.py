@@ -123,7 +123,7 @@ _ROWS = (
             typed=f'Builtin "arg{n}"',
             probes=_FUNCTIONS_ENTERED,
         )
-        for n in range(10)
+        for n in range(12)
     ),
 )
 

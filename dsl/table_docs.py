@@ -31,11 +31,11 @@ def _builtin_row(spec: BuiltinSpec) -> tuple[str, ...]:
 
 
 def _builtins() -> str:
-    rows = [_builtin_row(spec) for name, spec in sorted(BUILTINS.items()) if not re.fullmatch(r"arg\d", name)]
+    rows = [_builtin_row(spec) for name, spec in sorted(BUILTINS.items()) if not re.fullmatch(r"arg\d+", name)]
     argument = BUILTINS["arg0"]
     rows.append(
         (
-            "`arg0` … `arg9`",
+            "`arg0` … `arg11`",
             f"`{argument.type}`",
             "Arguments of the traced function as passed in registers; six of them on x86-64, more in usdt probes. In "
             + ", ".join(sorted(argument.probes))

@@ -73,7 +73,7 @@ class StrLit:
 @dataclass(frozen=True, slots=True)
 class Builtin:
     """A value the table gives by name, see `table.BUILTINS`: cgroup comm cpid cpu curtask elapsed gid jiffies ncpus
-    numaid pid pid_init tid tid_init rand uid usermode func retval args ctx arg0…arg9.
+    numaid pid pid_init tid tid_init rand uid usermode func retval args ctx arg0…arg11.
 
     Not here: nsecs, kstack, ustack (always a Call with options), probe and probetype (a StrLit)."""
 

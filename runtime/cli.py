@@ -9,6 +9,9 @@ import sys
 
 from bpfseal.errors import BpfsealError, UsageError
 
+# The bpftrace whose language ours is; what asks for a version finds it in a line of its own.
+LANGUAGE = "0.27"
+
 # name → (module with main(argv) -> int, one line for --help)
 COMMANDS = {
     "build": ("bpfseal.runtime.ahead.build", "a script or an object of clang's to a file that can be sealed"),
@@ -78,7 +81,7 @@ def _dispatch(arguments: list[str]) -> int:
     if options.version:
         from bpfseal import __version__
 
-        sys.stdout.write(f"bpfseal v{__version__}\n")
+        sys.stdout.write(f"bpfseal v{__version__}\nbpftrace v{LANGUAGE} (its language)\n")
         return 0
     if options.info:
         from bpfseal.runtime.info import main as info

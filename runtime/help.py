@@ -58,6 +58,11 @@ ENVIRONMENT
 """
 
 
+def usage() -> str:
+    """The forms of a command line."""
+    return _TEXT[_TEXT.index("USAGE:") : _TEXT.index("\nEXAMPLES")]
+
+
 def text(commands: Mapping[str, tuple[str, str]]) -> str:
     """The whole help; `commands` as in `cli.COMMANDS`."""
     rows = "".join(f"    {name:<20} {line}\n" for name, (_, line) in sorted(commands.items()))

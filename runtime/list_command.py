@@ -20,10 +20,20 @@ def main(options: Options) -> int:
 
         text, name = read_source(pattern)
         return _of_script(text, name, options)
+    if pattern is not None and "." in pattern and not set(":*") & set(pattern):
+        sys.stderr.write(
+            f"WARNING: It appears that '{pattern}' is a filename but the file does not exist. "
+            f"Treating '{pattern}' as a search pattern.\n"
+        )
+        return 0  # no probe's name is a word with a dot
     write = sys.stdout.write
     for one in (pattern or "*").split(","):
+        lines = 0
         for line in list_probes(one.strip(), verbose=options.verbose, pid=options.pid):
+            lines += 1
             write(line + "\n")
+        if not lines:
+            _explain(one.strip())
     sys.stdout.flush()
     return 0
 
@@ -35,6 +45,24 @@ def _of_script(text: str, name: str, options: Options) -> int:
 
     for probe in parse(text, name).probes:
         for point in probe.points:
-            for line in list_probes(point.text, verbose=options.verbose, pid=options.pid):
+            for line in list_probes(_listed(point.text), verbose=options.verbose, pid=options.pid):
                 sys.stdout.write(line + "\n")
     return 0
+
+
+def _listed(point: str) -> str:
+    """The point as listings have it: without how often, which is not part of a name."""
+    from bpfseal.dsl.points import canonical
+
+    kind, *parts = point.split(":")
+    if parts and canonical(kind) in ("interval", "profile", "software", "hardware"):
+        return f"{canonical(kind)}:{parts[0] if len(parts) > 1 else '*'}:"
+    return point
+
+
+def _explain(pattern: str) -> None:
+    """An empty list of kernel functions may be the kernel's doing."""
+    from bpfseal.runtime.probes.kprobe import PMU
+
+    if pattern.partition(":")[0] in ("kprobe", "kretprobe", "k", "kr") and not os.path.isdir(PMU):
+        sys.stderr.write("WARNING: this kernel has no kprobes (it was built without CONFIG_KPROBE_EVENTS)\n")

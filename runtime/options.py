@@ -110,7 +110,9 @@ def parse(argv: list[str]) -> Options:
     try:
         pairs, rest = getopt.gnu_getopt(own, _SHORT, _LONG)
     except getopt.GetoptError as error:
-        raise UsageError(str(error), hint="bpfseal --help lists the options") from None
+        from bpfseal.runtime.help import usage
+
+        raise UsageError(f"{error}\n\n{usage()}", hint="bpfseal --help lists the options") from None
     for name, value in pairs:
         _apply(options, name, value)
     _positional(options, rest, script_params)
@@ -139,7 +141,9 @@ def _apply(options: Options, name: str, value: str) -> None:
         case "-o" | "--output":
             options.output = value
         case "-f" | "--format":
-            options.format = _choice(name, value, ("text", "json"))
+            if value not in ("text", "json"):
+                raise UsageError(f'Invalid output format "{value}"', hint="text or json")
+            options.format = value
         case "-B":
             options.buffering = _choice(name, value, ("line", "full", "none"))
         case "-q" | "--quiet":

@@ -332,6 +332,7 @@ class Session:
             child=self.child is not None,
             map_fd=self.map_fd,
         )
+        places: set[tuple[int, str]] = set()  # a usdt probe counts once, in however many places it is
         for index, spec in self._attaches():
             if spec.phase == "attach":
                 if self._stopping:
@@ -340,7 +341,9 @@ class Session:
                     self._signals.append((spec, index))
                 elif not self._exited:
                     self._links.append(attach(spec, self.program_fd(index), context))
-                self.attached += max(1, len(spec.symbols), len(spec.offsets))
+                if spec.kind != "usdt" or (index, spec.probe) not in places:
+                    self.attached += max(1, len(spec.symbols), len(spec.offsets))
+                places.add((index, spec.probe))
             elif spec.phase == "end":
                 self.attached += 1
         if self._signals and not self._exited:

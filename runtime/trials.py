@@ -105,9 +105,9 @@ class _Recorded(TextOutput):
         self.errors = 0
         return text, errors
 
-    def diagnostic(self, kind: str, text: str, where: str) -> None:
+    def diagnostic(self, kind: str, text: str, where: str, trail: str = "") -> None:
         self.errors += kind == "errorf"
-        super().diagnostic(kind, text, where)
+        super().diagnostic(kind, text, where, trail)
 
     def trouble(self, trouble: Trouble) -> None:
         self.errors += 1

@@ -78,8 +78,8 @@ def kaddr(c: State, node: ast.Call) -> typed.Expr:
     address = c.env.kernel_symbol(name)
     if address is None:
         return c.error(
-            node.args[0].span,
-            f"could not resolve the kernel symbol '{name}'",
+            node.span,
+            f"Failed to resolve kernel symbol: {name}",
             "/proc/kallsyms lists the symbols; addresses are hidden without CAP_SYSLOG",
         )
     options = {"symbol": name, "address": address}

@@ -101,13 +101,22 @@ def key_of(c: State, info: MapInfo, node: ast.Expr, span: Span) -> typed.Expr | 
         return None
     if not c.grow_map(info, "key", key.type):
         assert info.key is not None
-        c.error(span, f"@{info.name} has keys of type {info.key}, not {key.type}", _arity(info.key, key.type))
+        c.error(span, _mismatch(info.name, key.type, info.key), _arity(info.key, key.type))
         return None
     assert info.key is not None
     converted = coerce(key, info.key, c.narrowing)
     if converted is None:
-        c.error(span, f"@{info.name} has keys of type {info.key}, not {key.type}")
+        c.error(span, _mismatch(info.name, key.type, info.key))
     return converted
+
+
+def _mismatch(name: str, have: Type, want: Type) -> str:
+    """The sentence that bpftrace's users know."""
+    given, expected = (str(type).replace(", ", ",") for type in (have, want))
+    return (
+        f"Argument mismatch for @{name}: trying to access with arguments: '{given}' "
+        f"when map expects arguments: '{expected}'"
+    )
 
 
 def _arity(want: Type, have: Type) -> str | None:

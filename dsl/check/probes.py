@@ -86,6 +86,9 @@ def _points(c: State, probe: ast.Probe) -> list[Point]:
         except BpfsealError as error:
             c.error(written.span, str(error), error.hint)
             continue
+        for p in here:
+            if ("unlisted", 1) in p.params:
+                c.warn(written.span, _untraceable(p.function))
         if not here:
             missing.append((written, specs[0]))
         found += [replace(p, name=probe.name) for p in here] if probe.name else here
@@ -104,13 +107,26 @@ def _missing(c: State, written: ast.AttachPoint, spec: AttachSpec, others: bool)
     policy = c.config["missing_probes"]
     if policy == "ignore":
         return
+    wild = any(sign in written.text for sign in "*?[")
     message = f"No matches for {spec.kind} {':'.join(spec.parts)}."
-    if policy == "warn" or (others and any(sign in written.text for sign in "*?[")):
+    if spec.kind in ("kprobe", "kretprobe") and not wild and not spec.parts[-1][:1].isdigit():
+        c.warn(written.span, _untraceable(spec.parts[-1].partition("+")[0]))
+    if policy == "warn" or (others and wild):
         c.warn(written.span, message + " Skipping.")
+        return
+    if wild or (spec.kind == "rawtracepoint" and len(spec.parts) == 1):
+        c.error(written.span, f"Probe has no valid attach points. {message}", "bpfseal -l lists what there is")
         return
     close = c.env.suggest(spec.kind, written.text)[:3]
     hint = "did you mean " + " or ".join(close) + "?" if close else "bpfseal -l lists what there is"
     c.error(written.span, message, hint)
+
+
+def _untraceable(function: str) -> str:
+    return (
+        f'{function} is not traceable (either non-existing, inlined, or marked as "notrace"); '
+        "attaching to it will likely fail"
+    )
 
 
 def _grouped(c: State, probe: ast.Probe, number: int, found: Sequence[Point]) -> list[Group]:

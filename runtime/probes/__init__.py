@@ -15,7 +15,8 @@ What a `dsl.env.Point` holds, by kind (members that are not named are empty; num
                          attach to for the same events, with the other arguments (for programs that use none)
     rawtracepoint        module, function; params btf: name of the type that a tp_btf program attaches to
     kprobe kretprobe     module ("" for the kernel itself), function; number: offset in bytes, or the address when
-                         function is empty; params multi 1: kprobe_multi can take it
+                         function is empty; params multi 1: kprobe_multi can take it, unlisted 1: --unsafe
+                         tries although the kernel lists no such function
     fentry fexit         module ("vmlinux" for the kernel itself), function; module "bpf": function is the program's or
                          subprogram's name, params id: program id
     uprobe uretprobe     module: the file, function: its symbol as in the symbol table ("" for a bare address);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher, registers
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from bpfseal.dsl.env import Args, AttachSpec, Point
     from bpfseal.dsl.types import Field, Type
 
-_PMU = "/sys/bus/event_source/devices/kprobe"
+PMU = "/sys/bus/event_source/devices/kprobe"
+UNLISTED = ("unlisted", 1)
 _REGISTERS = 6  # integer arguments that x86-64 passes in registers; arm64 has 8
 
 
@@ -31,7 +33,9 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
         raise ProbeError(f"specified module {module} in probe {spec.kind}:{module}:{name} is not loaded")
     if not is_wild(module) and not is_wild(name):
         found = safe(name) and _exists(world, name, module)
-        return [_point(spec.kind, module, name, offset)] if found or world.target.unsafe else []
+        if found:
+            return [_point(spec.kind, module, name, offset)]
+        return [replace(_point(spec.kind, module, name, offset), params=(UNLISTED,))] if world.target.unsafe else []
     in_module, in_function = matcher(module or "*"), matcher(name)
     pairs = {
         (owner or "vmlinux" if module else "", function)
@@ -105,7 +109,7 @@ def _kernel(type: Type) -> Type:
 
 
 def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
-    if not os.path.exists(_PMU):
+    if not os.path.exists(PMU):
         return []  # nothing can be attached, whatever functions there are
     if ":" not in pattern:
         return sorted(world.functions.names)

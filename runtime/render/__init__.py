@@ -20,7 +20,7 @@ def make_output(options: Options, file: TextIO, session: Session) -> Output:
     if options.format == "json":
         from bpfseal.runtime.render.json_output import JsonOutput
 
-        return JsonOutput(file, resolver, escape=escape)
+        return JsonOutput(file, resolver, quiet=options.quiet, escape=escape)
     from bpfseal.runtime.render.text_output import TextOutput
 
     def resolve(value: Any) -> str:

@@ -19,7 +19,7 @@ from bpfseal.runtime.render.histogram import Bucket
 from bpfseal.runtime.render.resolve import Resolver
 from bpfseal.runtime.render.text import TextValues
 from bpfseal.runtime.render.trouble import Trouble, place
-from bpfseal.runtime.values import CgroupPathValue, EnumValue, StackValue, SymbolValue, TimestampValue
+from bpfseal.runtime.values import CgroupPathValue, StackValue, SymbolValue, TimestampValue, UserId
 
 if TYPE_CHECKING:
     from bpfseal.runtime.deferred import Account
@@ -35,10 +35,12 @@ def clean(text: str) -> str:
 class JsonOutput:
     """Writes to `file`; nothing goes to stderr but what is not part of the trace."""
 
-    def __init__(self, file: TextIO, resolver: Resolver, *, escape: bool = False) -> None:
-        """`escape`: `file` is a terminal: no control character reaches it unescaped."""
+    def __init__(self, file: TextIO, resolver: Resolver, *, quiet: bool = False, escape: bool = False) -> None:
+        """`quiet`: no line about the trace itself. `escape`: `file` is a terminal, which gets control characters
+        escaped."""
         self._file = file
         self._write = file.write
+        self._quiet = quiet
         self._values = TextValues(resolver.text)
         self._resolver = resolver
         self._encode: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=escape, separators=(", ", ": ")).encode
@@ -53,7 +55,7 @@ class JsonOutput:
         self._line("printf", self._encode(clean(text)))
 
     def message(self, kind: str, text: str) -> None:
-        self._line(kind, self._encode(clean(text)))
+        self._line(kind, self._encode(clean(text.removesuffix("\n") if kind == "join" else text)))
 
     def text(self, value: Any, shape: Shape) -> str:
         return self._values.text(value, shape)
@@ -107,7 +109,8 @@ class JsonOutput:
             self._line("deferred", self._encode(data | {"kernel_threads": kernel}))
 
     def attached(self, probes: int) -> None:
-        self._write(f'{{"type": "attached_probes", "count": {probes}, "data": {{"probes": {probes}}}}}\n')
+        if not self._quiet:
+            self._write(f'{{"type": "attached_probes", "count": {probes}, "data": {{"probes": {probes}}}}}\n')
 
     def lost(self, events: int, total: int, *, last: bool) -> None:
         if events:
@@ -135,10 +138,11 @@ class JsonOutput:
         match value:
             case bool():
                 return "true" if value else "false"
-            case EnumValue():
-                return str(int(value))
+            case UserId():
+                return self._encode(clean(value.name))
             case int():
-                return f'"{int(value)}"' if value >> 63 and value > 0 else str(int(value))
+                # A number that a JavaScript reader could not hold is a string.
+                return str(int(value)) if value_fits(value) else f'"{int(value)}"'
             case str():
                 return self._encode(clean(value))
             case bytes():
@@ -149,7 +153,7 @@ class JsonOutput:
             case Bucket():
                 return _bucket(value)
             case Slot():
-                return f'{{"interval_start": {self._encode(_instant(value))}, "value": {self._json(value.value)}}}'
+                return f'{{"interval_start":{self._encode(_instant(value))},"value":{value.value}}}'
             case tuple() | list():
                 return "[" + ",".join(self._json(part) for part in value) + "]"
             case StackValue() | SymbolValue() | TimestampValue() | CgroupPathValue():
@@ -157,6 +161,11 @@ class JsonOutput:
             case None:
                 return "null"
         return self._encode(value)
+
+
+def value_fits(value: int) -> bool:
+    """Whether a double holds it exactly. 2^64 - 1 does for bpftrace, whose conversion saturates."""
+    return int(float(value)) == value or value == (1 << 64) - 1
 
 
 def _bucket(bucket: Bucket) -> str:
@@ -172,4 +181,4 @@ def _bucket(bucket: Bucket) -> str:
 def _instant(slot: Slot) -> str:
     """Start of an interval as local time."""
     seconds, rest = divmod(slot.start_ns, 1_000_000_000)
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{rest:09d}"
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds)) + f".{rest:09d}"
