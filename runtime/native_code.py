@@ -157,23 +157,23 @@ def _format(lines: _Lines, format: bytes, fields: Sequence[EventField]) -> None:
 
 
 def _conversion(lines: _Lines, match: re.Match[str], field: EventField) -> None:
-    flags, width, precision, kind = match["flags"], match["width"] or "", match["precision"], match["kind"]
+    # The space flag and precisions do nothing, as in Python's formatter.
+    flags, width, kind = match["flags"].replace(" ", ""), match["width"] or "", match["kind"]
     shape = field.shape
-    if int(width or 0) > _MOST_WIDTH or int(precision or 0) > _MOST_WIDTH:
+    if int(width or 0) > _MOST_WIDTH:
         raise _Unknown
     if shape.kind == "str" and kind == "s":
-        if not width and precision is None:
+        if not width:
             lines.string(field)
             return
-        if set(flags) - {"-"}:
+        if "0" in flags:
             raise _Unknown
-        size = min(int(precision), shape.size) if precision is not None else shape.size
         lines.code.append(f"%p{lines.event}_{lines.steps} = getelementptr i8, ptr %record, i64 {field.offset}")
         pointer = f"%p{lines.event}_{lines.steps}"
-        format = f"%{flags}{width}.{size}s".encode()
-        lines.printf(format, f"ptr {pointer}", max(int(width or 0), size))
+        format = f"%{flags.strip('+#')}{width}.{shape.size}s".encode()
+        lines.printf(format, f"ptr {pointer}", max(int(width or 0), shape.size))
         return
-    if shape.kind not in ("int", "ptr", "bool", "enum") or precision is not None:
+    if shape.kind not in ("int", "ptr", "bool", "enum"):
         raise _Unknown
     plain = not flags and not width
     field = narrowed(match, field)
@@ -182,20 +182,19 @@ def _conversion(lines: _Lines, match: re.Match[str], field: EventField) -> None:
         case "d" | "i":
             letter = "d"
         case "u" | "x" | "X" | "o":
-            value, letter = lines.masked(value, field.shape, bits_of(match)), kind
-        case "p" if plain:
-            lines.literal(b"0x")
-            letter = "x"
+            value, letter, flags = lines.masked(value, field.shape, bits_of(match)), kind, flags.replace("+", "")
+        case "p":
+            letter, flags = "x", flags.replace("+", "").replace("#", "") + "#"
         case "c" if plain:
             lines.character(value)
             return
         case _:
             raise _Unknown
-    if plain and letter in "dux":
+    if plain and kind in "diux":
         lines.number({"d": "signed", "u": "unsigned", "x": "hexadecimal"}[letter], value)
         return
-    # Flags that C takes otherwise than Python does.
-    if (letter != "d" and set(flags) & {"+", " "}) or (letter == "o" and "#" in flags):
+    # Zeros that C puts behind signs and prefixes, and streams before them.
+    if "0" in flags and (letter == "d" or set(flags) & {"-", "#"}):
         raise _Unknown
     lines.printf(f"%{flags}{width}ll{letter}".encode(), f"i64 {value}", max(int(width or 0), _NUMBER))
 

@@ -65,7 +65,7 @@ class Symbols:
         return self._caches[pid]
 
     def kernel(self, address: int, *, offset: bool = False) -> str:
-        """ "name" or "name+offset"; an unknown address as 0x…."""
+        """ "name" or "name+offset"; an unknown address as 0x…, no address as 0."""
         name, away, _ = self.resolve(address)
         if not name:
             return f"0x{address:x}" if address else "0"
@@ -75,7 +75,7 @@ class Symbols:
         """As `kernel`, for process `pid`."""
         name, away, _ = self.resolve(address, pid)
         if not name:
-            return f"0x{address:x}"
+            return f"0x{address:x}" if address else "0"
         return f"{name}+{away}" if offset else name
 
 
@@ -88,8 +88,11 @@ def stack_text(symbols: Symbols, space: str, mode: str, frames: list[int], pid: 
             continue
         text = symbols.kernel(address, offset=True) if space == "kernel" else symbols.user(address, pid, offset=True)
         if mode == "perf":
-            module = symbols.resolve(address, pid)[2] or "[unknown]" if space == "user" else ""
-            lines.append(f"\t{address:x} {text}{f' ({module})' if space == 'user' else ''}\n")
+            module = ""
+            if space == "user":
+                name, _, module = symbols.resolve(address, pid)
+                module = f" ({module if name and module else '[unknown]'})"
+            lines.append(f"\t{address:x} {text}{module}\n")
         else:
             lines.append(f"        {text}\n")
     return "".join(lines)

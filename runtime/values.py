@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -44,6 +44,25 @@ class EnumValue(int):
 
 class Pointer(int):
     """An address; prints as hex."""
+
+
+class UserId(int):
+    """A user id that came from `username`; prints as the user's name."""
+
+    @property
+    def name(self) -> str:
+        """The name in the user database; the number where there is none."""
+        return _user(int(self))
+
+
+@lru_cache(maxsize=1024)
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
 
 
 class StackValue(msgspec.Struct, frozen=True):
@@ -89,6 +108,8 @@ def decoder(shape: Shape, enums: Mapping[str, Mapping[int, str]]) -> Decoder:
     match shape.kind:
         case "int":
             packed = _INTS[shape.size, shape.signed]
+            if shape.name == "username":
+                return lambda data, at: UserId(packed.unpack_from(data, at)[0])
             return lambda data, at: packed.unpack_from(data, at)[0]
         case "bool":
             return lambda data, at: data[at] != 0

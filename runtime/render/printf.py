@@ -14,9 +14,10 @@ from typing import Any
 from bpfseal.compiler.layout import EventField, Shape
 from bpfseal.runtime.values import Buffer, Decoder, decoder
 
+# Flags in this order only, and these letters: all else that starts with % is text.
 CONVERSION = re.compile(
-    r"%(?P<flags>[-+ #0]*)(?P<width>\d+)?(?:\.(?P<precision>\d+))?(?P<length>hh|h|ll|l|j|z|t)?"
-    r"(?P<kind>rh|rx|gr|[a-zA-Z%])"
+    r"%(?P<flags>-?\+? ?#?0?)(?P<width>\d+)?(?:\.(?P<precision>\d+))?(?P<length>hh|h|ll|l|j|z|t)?"
+    r"(?P<kind>rh|rx|gr|[diouxXcspr%])"
 )
 # As in C: without a length it is an int, which is all that bpftrace shows of a larger number, too.
 _BITS = {"hh": 8, "h": 16, None: 32}
@@ -24,7 +25,6 @@ _CODES = {(1, False): "B", (1, True): "b", (2, False): "H", (2, True): "h"}
 _CODES |= {(4, False): "I", (4, True): "i", (8, False): "Q", (8, True): "q"}
 _NUMERIC = frozenset(["d", "i", "u", "x", "X", "o", "p", "gr"])
 _NUMBER_KINDS = frozenset(["int", "ptr", "bool", "enum"])
-_ADDRESS = (1 << 64) - 1
 
 Text = Callable[[Any, Shape], str]
 
@@ -108,7 +108,7 @@ def _pack(fields: Sequence[EventField]) -> struct.Struct | None:
     at = 0
     for field in fields:
         code = "Q" if field.shape.kind == "ptr" else _CODES.get((field.shape.size, field.shape.signed))
-        if field.shape.kind not in ("int", "ptr") or code is None or field.offset < at:
+        if field.shape.kind not in ("int", "ptr") or field.shape.name or code is None or field.offset < at:
             return None
         if field.offset > at:
             codes.append(f"{field.offset - at}x")
@@ -120,60 +120,84 @@ def _pack(fields: Sequence[EventField]) -> struct.Struct | None:
 def _conversion(
     match: re.Match[str], shape: Shape, text: Text, clean: Callable[[str], str]
 ) -> tuple[str, Callable[[Any], Any] | None]:
-    """A Python `%` conversion and what to do with the value first."""
-    flags, width, precision, kind = match["flags"], match["width"] or "", match["precision"], match["kind"]
-    dot = f".{precision}" if precision is not None else ""
-    mask = (1 << bits_of(match)) - 1
+    """A Python `%` conversion and what to do with the value first. Widths and flags do what they do in bpftrace,
+    which writes through C++ streams: zeros stand in front of signs and prefixes, pad strings, and stand behind numbers
+    that are aligned to the left; the space flag and precisions do nothing."""
+    kind, flags = match["kind"], match["flags"].replace(" ", "")
+    width = int(match["width"] or 0)
+    if kind in "diu" and "0" not in flags:
+        plus = "+" if "+" in flags and kind != "u" else ""
+        minus = "-" if "-" in flags else ""
+        return f"%{minus}{plus}{width or ''}d", _number(match, shape)
+    write = _writer(match, shape, text, clean)
+    if not width:
+        return "%s", write
+    left, fill, lead = "-" in flags, "0" if "0" in flags else " ", _OPENING.get(shape.kind, "") if kind == "s" else ""
+    return "%s", lambda v: padded(write(v), width, left, fill, lead)
+
+
+# Values of several parts: a width is used up by the first thing that is written, which is this.
+_OPENING = {"tuple": "(", "record": "{ ", "array": "["}
+
+
+def _number(match: re.Match[str], shape: Shape) -> Callable[[Any], Any] | None:
+    if match["kind"] == "u" and shape.signed:
+        mask = (1 << bits_of(match)) - 1
+        return lambda v: int(v) & mask
+    return _integer(shape)
+
+
+def _writer(match: re.Match[str], shape: Shape, text: Text, clean: Callable[[str], str]) -> Callable[[Any], str]:
+    """The text of one value without width."""
+    kind, flags, mask = match["kind"], match["flags"], (1 << bits_of(match)) - 1
     match kind:
         case "d" | "i":
-            return f"%{flags}{width}{dot}d", _integer(shape)
+            return (lambda v: f"{int(v):+d}") if "+" in flags else lambda v: str(int(v))
         case "u":
-            return f"%{flags}{width}{dot}d", (lambda v: int(v) & mask) if shape.signed else _integer(shape)
+            return lambda v: str(int(v) & mask)
+        case "x" | "X" | "o":
+            # C writes no prefix for zero.
+            prefix = {"x": "0x", "X": "0X", "o": "0"}[kind] if "#" in flags else ""
+            return lambda v: f"{prefix if int(v) & mask else ''}{int(v) & mask:{kind}}"
+        case "p":
+            return lambda v: f"0x{int(v) & mask:x}" if int(v) & mask else "0"
         case "gr":
             from bpfseal.runtime.render.gfp import gfp_text
 
-            return f"%{flags}{width}s", lambda v: gfp_text(int(v) & mask)
-        case "x" | "X" if "#" in flags and "0" not in flags:
-            # C writes no prefix for zero.
-            return f"%{flags.replace('#', '')}{width}s", lambda v: format(int(v) & mask, f"#{kind}") if int(v) else "0"
-        case "x" | "X" | "o":
-            return f"%{flags}{width}{dot}{kind}", lambda v: int(v) & mask
-        case "p":
-            return f"%{flags}{width}s", lambda v: f"0x{int(v) & _ADDRESS:x}"
+            return lambda v: gfp_text(int(v) & mask)
         case "c":
-            return f"%{flags}{width}s", lambda v: clean(bytes([int(v) & 0xFF]).decode("utf-8", "surrogateescape"))
+            return lambda v: clean(bytes([int(v) & 0xFF]).decode("utf-8", "surrogateescape"))
         case "r" | "rx" | "rh":
             style = {"r": "escape", "rx": "x", "rh": "h"}[kind]
-            return f"%{flags}{width}s", lambda v: buffer_text(v, style)
-    convert = _text(shape, text, clean)
-    if not width and precision is None:
-        return "%s", convert
-    size = int(width or 0), "-" in flags, int(precision) if precision is not None else None
-    return "%s", lambda v: _padded(convert(v), *size)
+            return lambda v: buffer_text(v, style)
+    if "+" in flags and shape.kind == "int" and shape.signed:
+        return lambda v: f"{v:+d}"
+    return _text(shape, text, clean)
 
 
-def _padded(text: str, width: int, left: bool, precision: int | None) -> str:
-    """`width` and `precision` count bytes, as in C."""
-    if text.isascii():
-        text = text[:precision]
-        return text.ljust(width) if left else text.rjust(width)
-    raw = text.encode("utf-8", "surrogateescape")[:precision]
-    return (raw.ljust(width) if left else raw.rjust(width)).decode("utf-8", "surrogateescape")
+def padded(text: str, width: int, left: bool, fill: str = " ", lead: str = "") -> str:
+    """`text` with as many `fill` that it has `width` bytes, to which side `left` says; `lead`: only this beginning of
+    it is padded."""
+    if lead and text.startswith(lead):
+        return padded(lead, width, left, fill) + text[len(lead) :]
+    missing = width - (len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape")))
+    return text + fill * missing if left else fill * missing + text
 
 
 def _integer(shape: Shape) -> Callable[[Any], Any] | None:
     return None if shape.kind == "int" else int
 
 
-def _text(shape: Shape, text: Text, clean: Callable[[str], str]) -> Callable[[Any], Any]:
+def _text(shape: Shape, text: Text, clean: Callable[[str], str]) -> Callable[[Any], str]:
     return clean if shape.kind == "str" else (lambda v: text(v, shape))
 
 
 def buffer_text(value: bytes | str, style: str = "escape") -> str:
-    """A buffer as text: "escape" printable ASCII and \\xNN, "x" every byte as \\xNN, "h" hex pairs with spaces."""
+    """A buffer as text: "escape" printable ASCII (the backslash too, as in bpftrace) and \\xNN, "x" every byte as
+    \\xNN, "h" hex pairs with spaces."""
     raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     if style == "x":
         return "".join(f"\\x{b:02x}" for b in raw)
     if style == "h":
         return " ".join(f"{b:02x}" for b in raw)
-    return "".join(chr(b) if 32 <= b < 127 and b != 0x5C else f"\\x{b:02x}" for b in raw)
+    return "".join(chr(b) if 32 <= b < 127 else f"\\x{b:02x}" for b in raw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from bpfseal.runtime.values import CgroupPathValue, StackValue, SymbolValue, TimestampValue
@@ -19,7 +20,8 @@ class Resolver:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._symbols: Symbols | None = None
-        self._cgroups: dict[int, str] = {}
+        self._cgroups: dict[tuple[int, str], str] = {}
+        self._since: dict[str, int] = {}
 
     @property
     def symbols(self) -> Symbols:
@@ -43,37 +45,64 @@ class Resolver:
             case TimestampValue():
                 return self._timestamp(value)
             case CgroupPathValue():
-                return self._cgroup(value.id)
+                return self._cgroup(value)
         raise ValueError(f"no text for {value!r}")
 
     def _timestamp(self, value: TimestampValue) -> str:
-        """strftime with %f for microseconds; clocks other than boot count from their own start."""
+        """strftime with bpftrace's %f, %k and %l: micro-, nano- and milliseconds as so many digits."""
         format = self._session.strftime_format(value.format)
-        now = time.clock_gettime_ns(time.CLOCK_REALTIME)
-        match value.clock:
-            case "boot":
-                base = now - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            case "tai":
-                base = now - time.clock_gettime_ns(time.CLOCK_TAI)
-            case _:
-                base = 0
-        nanoseconds = base + value.nanoseconds
-        seconds, rest = divmod(nanoseconds, 1_000_000_000)
-        return time.strftime(format.replace("%f", f"{rest // 1000:06d}"), time.localtime(seconds))
+        seconds, rest = divmod(self._start(value.clock) + value.nanoseconds, 1_000_000_000)
+        if not seconds:
+            return "(?)"
+        format = format.replace("%f", f"{rest // 1000:06d}").replace("%k", f"{rest:09d}")
+        return time.strftime(format.replace("%l", f"{rest // 1_000_000:03d}"), time.localtime(seconds))
 
-    def _cgroup(self, identity: int) -> str:
-        """Path of a cgroup below the unified hierarchy's mount; its id is its directory's inode number."""
-        found = self._cgroups.get(identity)
+    def _start(self, clock: str) -> int:
+        """When a clock was zero, ns since 1970; looked at once, so that equal times stay equal. Clocks other than that
+        since the boot, and that of atomic time, count from 1970 or from a start of their own."""
+        if clock not in self._since:
+            number = {"boot": time.CLOCK_BOOTTIME, "tai": time.CLOCK_TAI}.get(clock)
+            away = 0
+            if number is not None:
+                away = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(number)
+            self._since[clock] = away
+        return self._since[clock]
+
+    def _cgroup(self, value: CgroupPathValue) -> str:
+        """Paths of a cgroup below the mounts whose names match the value's filter; its id is its directory's inode
+        number."""
+        formats = self._session.reader.formats
+        pattern = formats[value.mount].decode("utf-8", "surrogateescape") if value.mount < len(formats) else ""
+        found = self._cgroups.get((value.id, pattern))
         if found is None:
-            found = self._cgroups[identity] = _find_cgroup(identity)
+            found = self._cgroups[value.id, pattern] = ",".join(
+                f"{name}:{path}"
+                for name, root in cgroup_roots()
+                if fnmatchcase(name, pattern or "*") and (path := find_cgroup(root, value.id))
+            )
         return found
 
 
-def _find_cgroup(identity: int) -> str:
-    for root in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup"):
-        if not os.path.isdir(root):
-            continue
-        for folder, _, _ in os.walk(root):
+def cgroup_roots(mounts: str = "/proc/mounts") -> list[tuple[str, str]]:
+    """(name, folder) of the cgroup hierarchies: version 2 under the name "unified", then version 1 by the names of
+    their folders."""
+    unified, old = [], []
+    with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            folder, kind = line.split(" ")[1:3]
+            if kind == "cgroup2":
+                unified.append(("unified", folder))
+            elif kind == "cgroup":
+                old.append((os.path.basename(folder), folder))
+    return [(name, folder) for name, folder in (*unified, *sorted(old)) if os.path.isdir(folder)]
+
+
+def find_cgroup(root: str, identity: int) -> str:
+    """Path below `root` of the folder whose inode number is `identity`; "/" for `root` itself, "" for none."""
+    for folder, _, _ in os.walk(root):
+        try:
             if os.stat(folder).st_ino == identity:
-                return f"{os.path.basename(root)}:{folder.removeprefix(root) or '/'}"
+                return folder.removeprefix(root) or "/"
+        except OSError:
+            continue  # it went away meanwhile
     return ""

@@ -7,7 +7,16 @@ from typing import Any
 
 from bpfseal.compiler.layout import Shape
 from bpfseal.runtime.render.printf import buffer_text
-from bpfseal.runtime.values import CgroupPathValue, EnumValue, Fields, Pointer, StackValue, SymbolValue, TimestampValue
+from bpfseal.runtime.values import (
+    CgroupPathValue,
+    EnumValue,
+    Fields,
+    Pointer,
+    StackValue,
+    SymbolValue,
+    TimestampValue,
+    UserId,
+)
 
 # C0 and C1 controls but tab and newline; bytes that are no UTF-8 (U+DC80 and up), which some terminals take as C1.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
@@ -37,13 +46,19 @@ class TextValues:
                 return value.name or str(int(value))
             case Pointer():
                 return f"0x{int(value):x}"
+            case UserId():
+                return value.name
             case int():
+                if shape is not None and shape.kind == "ptr":  # taken from a record with others, as plain numbers
+                    return f"0x{int(value):x}"
                 return str(value)
             case str():
                 return value if self._clean is None else self._clean(value)
             case bytes():
                 return buffer_text(value)
             case Fields():
+                if not value:
+                    return "{}"
                 return "{ " + ", ".join(f".{name} = {self.text(v)}" for name, v in value.items()) + " }"
             case tuple():
                 inner = ", ".join(self.text(v) for v in value)
@@ -51,7 +66,7 @@ class TextValues:
             case list():
                 return "[" + ",".join(self.text(v) for v in value) + "]"
             case None:
-                return ""
+                return "null"
             case StackValue() | SymbolValue() | TimestampValue() | CgroupPathValue():
                 text = self._resolve(value)
                 return text if self._clean is None else self._clean(text)

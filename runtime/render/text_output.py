@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bpfseal.compiler.layout import MapLayout, Shape
 from bpfseal.runtime.maps import MapContents
-from bpfseal.runtime.render.histogram import linear_label, log2_label, rows
+from bpfseal.runtime.render.histogram import label, rows
 from bpfseal.runtime.render.text import TextValues, visible
 from bpfseal.runtime.render.trouble import Trouble
 
@@ -72,15 +72,16 @@ class TextOutput:
             name = contents.name if key is None else f"{contents.name}[{self._values.key(key)}]"
             match contents.kind:
                 case "hist" | "lhist":
-                    label = log2_label if contents.kind == "hist" else linear_label
                     write(f"{name}:\n")
-                    for row in rows((label(bucket), bucket.count) for bucket in value):
+                    for row in rows((label(bucket, contents.layout.value), bucket.count) for bucket in value):
                         write(row + "\n")
                     write("\n")
                 case "tseries":
-                    from bpfseal.runtime.render.tseries import chart
+                    from bpfseal.runtime.render.tseries import chart, last_epoch
 
-                    write(f"{name}:\n{chart(value, int(contents.layout.value.params[1]))}\n")
+                    layout = contents.layout.value
+                    last, keep = last_epoch(contents), int(layout.params[1])
+                    write(f"{name}:\n{chart(value, last, keep, signed=layout.signed)}\n")
                 case _:
                     write(f"{name}: {self._values.text(value)}\n")
 

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from bpfseal.compiler.layout import EventField, Shape
+from bpfseal.compiler.layout import EventField, Member, Shape
 from bpfseal.runtime.render.gfp import gfp_text
 from bpfseal.runtime.render.printf import compile_format
 
@@ -50,7 +50,19 @@ def test_length_cuts_a_number(format: str, text: str) -> None:
         ("%llx", -1, 1, True, "ffffffffffffffff"),
         ("%hhx", -1, 1, True, "ff"),
         ("%5d|", 7, 8, True, "    7|"),
-        ("%05d", -7, 2, True, "-0007"),
+        # As C++ streams do it.
+        ("%05d", -7, 2, True, "000-7"),
+        ("%-05d", 42, 8, True, "42000"),
+        ("%+05d", 42, 8, True, "00+42"),
+        ("%+u", 42, 8, True, "42"),
+        ("% d", 42, 8, True, "42"),
+        ("%.3d", 5, 8, True, "5"),
+        ("%#o", 8, 8, True, "010"),
+        ("%#010x", 255, 8, True, "0000000xff"),
+        ("%-#10x|", 255, 8, True, "0xff      |"),
+        ("%05c", 68, 8, True, "0000D"),
+        ("%p", 0, 8, False, "0"),
+        ("%10p", 255, 8, False, "      0xff"),
         ("%#lx", 255, 8, True, "0xff"),
         ("%#x", 1 << 32, 8, True, "0"),
     ],
@@ -79,3 +91,25 @@ def test_booleans_and_enumerators_are_numbers_and_names() -> None:
 )
 def test_allocation_flags(flags: int, text: str) -> None:
     assert gfp_text(flags) == text
+
+
+def test_what_is_no_conversion_is_text() -> None:
+    """Another letter, flags in another order."""
+    assert written("%y %d %+-d", 5) == "%y 5 %+-d"
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [("%5s|", "   ab|"), ("%-5s|", "ab   |"), ("%05s|", "000ab|"), ("%.1s", "ab"), ("%4.1s|", "  ab|"), ("%1s", "ab")],
+)
+def test_strings(format: str, text: str) -> None:
+    field = EventField(offset=0, shape=Shape(kind="str", size=8))
+    assert compile_format(format.encode(), [field], {}, lambda v, shape: v)(b"ab\0\0\0\0\0\0") == text
+
+
+def test_width_of_a_tuple_is_used_up_by_its_bracket() -> None:
+    member = Shape(kind="int", size=8)
+    shape = Shape(kind="tuple", size=8, members=(Member("", 0, member),))
+    assert compile_format(b"%5s|%-5s|", [EventField(0, shape)] * 2, {}, lambda v, shape: "(7)")(bytes(8)) == (
+        "    (7)|(    7)|"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bpfseal.compiler.layout import MapLayout, Shape, hist_bucket_low, lhist_bucket_low, lhist_buckets
-from bpfseal.runtime.aggregates import Slot, total
+from bpfseal.runtime.aggregates import Slot, sort_key, total
 from bpfseal.runtime.maps import MapContents
 from bpfseal.runtime.render.histogram import Bucket, linear_label, log2_label, rows
 from bpfseal.runtime.render.json_output import JsonOutput
@@ -18,7 +18,7 @@ from bpfseal.runtime.render.text import TextValues, visible
 from bpfseal.runtime.render.text_output import TextOutput
 from bpfseal.runtime.render.trouble import Trouble, context, place
 from bpfseal.runtime.render.tseries import chart
-from bpfseal.runtime.values import EnumValue, Fields, Pointer
+from bpfseal.runtime.values import EnumValue, Fields, Pointer, UserId, decoder
 
 U64 = Shape(kind="int", size=8)
 
@@ -33,10 +33,15 @@ U64 = Shape(kind="int", size=8)
         (EnumValue(9, ""), "9"),
         (Pointer(255), "0xff"),
         ("a\nb", "a\nb"),
-        (b"a\x01\\", "a\\x01\\x5c"),
+        (b"a\x01\\", "a\\x01\\"),
         ((1, "x", True), "(1, x, true)"),
         ([1, 2], "[1,2]"),
         (Fields(a=1, b=(2, 3)), "{ .a = 1, .b = (2, 3) }"),
+        (Fields(), "{}"),
+        (None, "null"),
+        (UserId(0), "root"),
+        ((UserId(0), 1), "(root, 1)"),
+        (UserId(4_000_000_000), "4000000000"),
     ],
 )
 def test_values(value: Any, text: str) -> None:
@@ -200,3 +205,75 @@ def test_places() -> None:
     assert place("a:b.bt:3:7-9") == ("a:b.bt", 3, 7, 9)
     assert place("") == ("", 0, 0, 0)
     assert context("x", "a:9:1-2") == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bits", "label"),
+    [(896, 1024, 2, "[896, 1024)"), (7680, 8192, 3, "[7680, 8K)"), (4096, 4608, 3, "[4096, 4608)"), (6, 7, 2, "[6]")],
+)
+def test_labels_of_finer_buckets(low: int, high: int, bits: int, label: str) -> None:
+    """As bpftrace shortens them: by the width of the bucket, not by its bounds."""
+    assert log2_label(Bucket(low, high, 1), bits) == label
+
+
+@pytest.mark.parametrize(
+    ("bucket", "step", "label"),
+    [
+        (Bucket(5, 6, 1), 1, "[5]"),
+        (Bucket(None, 0, 1), 1, "(..., 0)"),
+        (Bucket(10, None, 1), 1, "[10, ...)"),
+        (Bucket(4096, 5120, 1), 1024, "[4K, 5K)"),
+        (Bucket(3 << 20, None, 1), 1 << 20, "[3M, ...)"),
+        (Bucket(0, 1 << 20, 1), 1 << 20, "[0, 1M)"),
+        (Bucket(1024, 2047, 1), 1023, "[1024, 2047)"),
+    ],
+)
+def test_labels_of_linear_buckets(bucket: Bucket, step: int, label: str) -> None:
+    assert linear_label(bucket, step) == label
+
+
+def test_bars_are_as_long_as_in_single_precision() -> None:
+    """49 of 49 * 3 in doubles would be a bar of 17 and a third; what counts is C's float."""
+    assert [row.count("@") for row in rows([("a", 33), ("b", 49), ("c", 17), ("d", 7)])] == [35, 52, 18, 7]
+
+
+def test_gaps_of_a_time_series_are_rows() -> None:
+    slots = [Slot(7, 1_000_000, 5), Slot(9, 1_000_000, -5)]
+    lines = chart(slots, last=10).splitlines()
+    assert [line.split("|")[-1].split()[-1] for line in lines[2:6]] == ["5", "-", "-5", "-"]
+    assert lines[1].startswith("hh:mm:ss.ms  |")
+    assert lines[3][len("hh:mm:ss.mmm ") + 26] == "."
+    # What is older than the newest intervals is not shown; a series without any value says so.
+    assert len(chart(slots, last=10, keep=2).splitlines()) == 2 + 2 + 2
+    assert chart(slots, last=20, keep=2) == "<no data>"
+    assert chart([]) == "<no data>"
+
+
+def test_time_series_at_the_end_of_the_range() -> None:
+    one = chart([Slot(1, 1_000_000_000, 0)], signed=False).splitlines()
+    assert one[0].split() == ["0", "1"]
+    assert chart([Slot(1, 1_000_000_000, 0)]).splitlines()[0].split() == ["-1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1 << 53, "9007199254740992"), ((1 << 53) + 1, '"9007199254740993"'), (-(1 << 53) - 1, '"-9007199254740993"')],
+)
+def test_json_numbers_that_readers_could_not_hold_are_strings(value: int, text: str) -> None:
+    file = io.StringIO()
+    JsonOutput(file, Resolver()).value(value, U64)  # type: ignore[arg-type]
+    assert file.getvalue() == f'{{"type": "value", "data": {text}}}\n'
+
+
+def test_user_ids_are_decoded_with_their_names() -> None:
+    value = decoder(Shape(kind="int", size=8, name="username"), {})(bytes(8), 0)
+    assert (value, value.name) == (0, "root")
+
+
+def test_order_of_maps() -> None:
+    """Numbers by value, all else by key."""
+    numbers = MapLayout(name="@m", index=0, key=U64, value=U64)
+    assert sorted([(1, 7), (2, 3)], key=sort_key(numbers)) == [(2, 3), (1, 7)]
+    for kind in ("str", "tuple", "bool", "ptr"):
+        other = MapLayout(name="@m", index=0, key=U64, value=Shape(kind=kind, size=8))
+        assert sorted([(2, "a"), (1, "b")], key=sort_key(other)) == [(1, "b"), (2, "a")]
