@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpfseal.errors import BpfsealError
-from bpfseal.signer import harden, loader, pkcs7, protocol
+from bpfseal.signer import harden, loader, protocol
 from bpfseal.signer.abi import Abi, excl_field
 from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.audit import AuditLog
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.bundle import SealRequest
 from bpfseal.signer.identity import Identity
-from bpfseal.signer.keys import Keys, KeyTrouble, SoftKey, open_root
+from bpfseal.signer.keys import Keys, KeyTrouble, Leaf, SoftKey, open_root
 from bpfseal.signer.loader import ExclField, Terms
 from bpfseal.signer.peer import want_credentials
 from bpfseal.signer.policy import Policy, PolicyFile
@@ -44,16 +44,11 @@ _RUNNING = "/sys/kernel/btf/vmlinux"
 
 @dataclass(frozen=True)
 class Signer:
-    """A key with its certificate. `issuer` (DER) and `number` are how a kernel finds the certificate."""
+    """A key with its certificate as a leaf that does not end by itself, and the `chain` behind it (DER, its own
+    certificate first)."""
 
-    key: pkcs7.SigningKey
-    certificates: tuple[bytes, ...]
-    issuer: bytes
-    number: int
-
-    @property
-    def id(self) -> bytes:
-        return hashlib.sha256(self.certificates[0]).digest()
+    leaf: Leaf
+    chain: tuple[bytes, ...]
 
     @classmethod
     def open(cls, source: str, path: str) -> Signer:
@@ -68,19 +63,18 @@ class Signer:
             with open(path, "rb") as file:
                 found = x509.load_pem_x509_certificates(file.read(MAX_CERTIFICATE * MAX_CHAIN))
             public = found[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-            ders = tuple(certificate.public_bytes(Encoding.DER) for certificate in found)
+            chain = tuple(certificate.public_bytes(Encoding.DER) for certificate in found)
         except OSError as error:
             raise KeyTrouble(f"certificate {path}: {error.strerror}") from None
         except ValueError as error:
             raise KeyTrouble(f"certificate {path}: {error}") from None
-        if len(ders) > MAX_CHAIN or any(len(der) > MAX_CERTIFICATE for der in ders):
+        if len(chain) > MAX_CHAIN or any(len(der) > MAX_CERTIFICATE for der in chain):
             raise KeyTrouble(f"certificate {path}: too many certificates, or too long ones")
         if public != key.public:
             raise KeyTrouble(f"certificate {path} is not that of the key")
-        return cls(key, ders, found[0].issuer.public_bytes(), found[0].serial_number)
-
-    def sign(self, content: bytes) -> bytes:
-        return pkcs7.signed_data(content, self.key, self.issuer, self.number)
+        # The kernel finds the certificate by issuer and number.
+        leaf = Leaf(key, chain[0], found[0].issuer.public_bytes(), found[0].serial_number, 0, 0)
+        return cls(leaf, chain)
 
 
 @dataclass(frozen=True)
@@ -151,8 +145,8 @@ class AheadSealer(Sealer):
                     abi=abi,
                     record=number,
                     loader=hashlib.sha256(emitted.insns + emitted.metadata).digest(),
-                    signature=self.signer.sign(emitted.signed_bytes(abi)),
-                    certificates=self.signer.certificates,
+                    signature=self._sign(self.signer.leaf, emitted, abi),
+                    certificates=self.signer.chain,
                     excl_offset=excl.offset if excl else 0,
                     excl_size=excl.size if excl else 0,
                     rule=decision.rule,
@@ -163,7 +157,7 @@ class AheadSealer(Sealer):
             "file": words.hex(),
             "kernel": {"release": file.kernel.release, "btf": file.kernel.btf.hex()},
             "sealed": [seal.loader.hex() for seal in seals],
-            "key": self.signer.id.hex(),
+            "key": self.signer.leaf.id.hex(),
             "abi": list(self.abis),
             "bound_to_process": False,
         }

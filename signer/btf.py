@@ -216,6 +216,13 @@ class Btf:
         """The type section of this blob as 32-bit words: for passes over all types."""
         return self._words.tolist()
 
+    def strings_behind(self, prefix: str) -> list[str]:
+        """What follows `prefix` in the strings of this blob that begin with it, sorted: names of many types at once,
+        without a look at the types."""
+        text = self.raw[self._strings : self._strings_end]
+        found = re.findall(rb"\0" + re.escape(prefix.encode()) + rb"([^\0]+)", text)
+        return sorted(name.decode("utf-8", "backslashreplace") for name in found)
+
     @property
     def string_bytes(self) -> int:
         """Size of this blob's own string table."""

@@ -33,7 +33,7 @@ _SPECIAL: Final = {
     "bpf_res_spin_lock": "map",
     "bpf_timer": "async",
     "bpf_wq": "async",
-    "bpf_task_work": "async",
+    "bpf_task_work": "deferred",
     "bpf_list_head": "kptr",
     "bpf_list_node": "kptr",
     "bpf_rb_root": "kptr",

@@ -386,7 +386,7 @@ def start_private(
         child = os.posix_spawn(
             sys.executable,
             [sys.executable, "-I", "-S", "-c", _START, "\n".join(import_folders()), *settings],
-            {},
+            {name: os.environ[name] for name in ("SOFTHSM2_CONF",) if ahead and name in os.environ},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, theirs.fileno(), 3),
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

@@ -122,7 +122,7 @@ def open_root(source: str) -> tuple[pkcs7.SigningKey | None, str]:
 class Leaf:
     """One certified leaf. `ring_key` is its serial in the leaf ring (0: no ring); `until_ns` is on the boot clock."""
 
-    key: SoftKey
+    key: pkcs7.SigningKey
     certificate: bytes
     issuer: bytes
     number: int

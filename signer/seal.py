@@ -133,7 +133,7 @@ class Sealer:
             record=number,
         )
         emitted = loader.emit(bundle, terms)
-        signature = self._sign(leaf, emitted)
+        signature = self._sign(leaf, emitted, self.abi.version)
         sealed = SealedBundle(
             loader=emitted.insns,
             metadata=emitted.metadata,
@@ -161,6 +161,6 @@ class Sealer:
         seconds = min(request.lifetime, granted) if request.lifetime > 0 else min(DEFAULT_LIFETIME, granted)
         return min(self._boot_ns() + seconds * 1_000_000_000, leaf.until_ns)
 
-    def _sign(self, leaf: Leaf, emitted: Loader) -> bytes:
+    def _sign(self, leaf: Leaf, emitted: Loader, abi: int) -> bytes:
         """The one signing call. A kernel that does not verify gets no signature to mistake for something."""
-        return leaf.sign(emitted.signed_bytes(self.abi.version)) if self.abi.version else b""
+        return leaf.sign(emitted.signed_bytes(abi)) if abi else b""

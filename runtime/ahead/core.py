@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from bpfseal.errors import BpfsealError
@@ -55,7 +56,6 @@ class Core:
         self.local = local
         self.target = target
         self.used = False
-        self._by_name: dict[str, list[int]] | None = None
         self._known: dict[tuple[int, str, int], tuple[int, int | None]] = {}
 
     def apply(self, code: bytearray, slot: int, type: int, access: str, kind: int) -> None:
@@ -132,15 +132,7 @@ class Core:
         return mine == other or {mine, other} <= _ENUMS
 
     def _named(self, name: str) -> list[int]:
-        if not name:
-            return []
-        if self._by_name is None:
-            self._by_name = {}
-            wanted = (kinds.STRUCT, kinds.UNION, kinds.ENUM, kinds.ENUM64, kinds.TYPEDEF, kinds.INT)
-            for kind in wanted:
-                for text, id in self.target.all_named(kind):
-                    self._by_name.setdefault(_essential(text), []).append(id)
-        return self._by_name.get(name, [])
+        return _names(self.target).get(name, []) if name else []
 
     # Walks --------------------------------------------------------------------------------------------------------
 
@@ -229,6 +221,16 @@ class Core:
 
     def _say(self, type: int, access: str) -> str:
         return f"CO-RE relocation of {self.local.name(type)[:64] or 'a type'} ({access[:64]})"
+
+
+@lru_cache(maxsize=2)
+def _names(btf: Btf) -> dict[str, list[int]]:
+    """Ids of a kernel's named types, by name without flavour."""
+    found: dict[str, list[int]] = {}
+    for kind in (kinds.STRUCT, kinds.UNION, kinds.ENUM, kinds.ENUM64, kinds.TYPEDEF, kinds.INT):
+        for text, id in btf.all_named(kind):
+            found.setdefault(_essential(text), []).append(id)
+    return found
 
 
 def _essential(name: str) -> str:

@@ -7,6 +7,8 @@ since much of that encoding is not covered by the signature in it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from bpfseal.errors import BpfsealError
@@ -43,23 +45,34 @@ def loader_of(file: SealedFile, bundle: Bundle, seal: Seal) -> Loader:
     return emitted
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Certificates of strangers: the library reads them as late as it can, and raises what it likes."""
+    try:
+        yield
+    except BpfsealError:
+        raise
+    except Exception as error:
+        raise BadSeal(f"a certificate in the file cannot be read: {error}") from None
+
+
 def check(file: SealedFile, bundle: Bundle, seal: Seal) -> Certificate:
     """The signer's certificate, whose key signed the loader of this file. Says nothing of who that is. Raises
     BadSeal."""
     emitted = loader_of(file, bundle, seal)
     certificate = read_certificate(seal.certificates[0])
-    signature = signature_in(seal.signature, certificate)
-    _demand_signed_by(certificate, signature, emitted.signed_bytes(seal.abi))
+    with _reading():
+        signature = signature_in(seal.signature, certificate)
+        _demand_signed_by(certificate, signature, emitted.signed_bytes(seal.abi))
     return certificate
 
 
 def read_certificate(der: bytes) -> Certificate:
+    """Raises BadSeal."""
     from cryptography import x509
 
-    try:
+    with _reading():
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
-        raise BadSeal(f"a certificate in the file cannot be read: {error}") from None
 
 
 def signature_in(der: bytes, certificate: Certificate) -> bytes:
@@ -94,10 +107,7 @@ def _again(signature: bytes, family: str, issuer: bytes, number: int) -> bytes:
 def _family(certificate: Certificate) -> str:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-    try:
-        public = certificate.public_key()
-    except ValueError as error:
-        raise BadSeal(f"the certificate's key cannot be read: {error}") from None
+    public = certificate.public_key()
     if isinstance(public, ec.EllipticCurvePublicKey):
         return "ec"
     if isinstance(public, rsa.RSAPublicKey):
@@ -123,27 +133,27 @@ def _demand_signed_by(certificate: Certificate, signature: bytes, content: bytes
 def chain_to(seal: Seal, trusted: list[Certificate]) -> str:
     """Why a seal's certificate is not one of `trusted`, nor issued by one through the file's others; empty if it is.
     Signatures and CA flags only: kernels look at no dates either."""
-    from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
-
     known = {digest_of(certificate) for certificate in trusted}
     chain = [read_certificate(der) for der in seal.certificates]
     at = chain[0]
     for _ in range(len(chain) + 1):
         if digest_of(at) in known:
             return ""
-        for issuer in (*trusted, *chain[1:]):
-            try:
-                constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
-                at.verify_directly_issued_by(issuer)
-            except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-                continue
-            if constraints.ca:
-                break
-        else:
+        issuer = next((one for one in (*trusted, *chain[1:]) if _issued(at, one)), None)
+        if issuer is None:
             break
         at = issuer
     return f"signed by {name_of(chain[0])}, which is not the given certificate nor issued by it"
+
+
+def _issued(certificate: Certificate, issuer: Certificate) -> bool:
+    from cryptography import x509
+
+    try:
+        certificate.verify_directly_issued_by(issuer)
+        return issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except Exception:  # of another issuer, or not to be read
+        return False
 
 
 def digest_of(certificate: Certificate) -> bytes:
@@ -154,6 +164,7 @@ def digest_of(certificate: Certificate) -> bytes:
 
 
 def name_of(certificate: Certificate) -> str:
-    """The subject, safe to print, and the first digits of the sha256."""
-    text = "".join(c if c.isprintable() else "?" for c in certificate.subject.rfc4514_string())
+    """The subject, safe to print, and the first digits of the sha256. Raises BadSeal."""
+    with _reading():
+        text = "".join(c if c.isprintable() else "?" for c in certificate.subject.rfc4514_string())
     return f"{text or 'no name'} ({digest_of(certificate).hex()[:16]})"
