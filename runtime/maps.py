@@ -26,6 +26,7 @@ _CODES: dict[tuple[int, bool], _Code] = {
     (8, True): "q",
 }
 # (kind, per CPU) of values that are the sum of what their CPUs have
+_BUCKETED = {"hist", "lhist", "tseries"}
 _SUMMED = {("int", False), ("count", True), ("sum", True), ("count", False), ("sum", False)}
 
 
@@ -132,19 +133,20 @@ class ScriptMap:
 
     def contents(self, *, top: int = 0, div: int = 0, zero: bool = False) -> MapContents:
         """Everything, smallest first; the `top` largest, values divided by `div`, where given. `zero`: a scalar map
-        that has no value shows the zero of its type, as one that is read does."""
+        that has no value shows the zero of its type, as one that is read does; one of buckets has none to show."""
         numbers = self._numbers()
+        kind = self.layout.value.kind
         items: list[tuple[Any, Any]]
         if numbers is not None:
             items = [(key, value) for value, key in numbers]
         else:
             items = sorted(self, key=sort_key(self.layout))
-        if (zero or self._zeroed) and not items and self.layout.key is None:
+        if not items and self.layout.key is None and (self._zeroed or (zero and kind not in _BUCKETED)):
             items = self._zero()
         if top:
             items = items[-top:]
         if div > 1:
-            items = [(key, _divided(value, div, self.layout.value.kind)) for key, value in items]
+            items = [(key, _divided(value, div, kind)) for key, value in items]
         return MapContents(self.layout.name, self.layout.value.kind, items, self.layout)
 
     def _zero(self) -> list[tuple[Any, Any]]:

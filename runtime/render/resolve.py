@@ -75,11 +75,13 @@ class Resolver:
         pattern = formats[value.mount].decode("utf-8", "surrogateescape") if value.mount < len(formats) else ""
         found = self._cgroups.get((value.id, pattern))
         if found is None:
-            found = self._cgroups[value.id, pattern] = ",".join(
-                f"{name}:{path}"
+            # A hierarchy that is mounted in several places is told once.
+            paths = {
+                f"{name}:{path}": None
                 for name, root in cgroup_roots()
                 if fnmatchcase(name, pattern or "*") and (path := find_cgroup(root, value.id))
-            )
+            }
+            found = self._cgroups[value.id, pattern] = ",".join(paths)
         return found
 
 
