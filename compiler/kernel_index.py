@@ -22,9 +22,8 @@ import zlib
 from array import array as packed
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from bpfseal.compiler.folders import cache_folder
 from bpfseal.signer import btf as raw
@@ -51,8 +50,7 @@ def letter(kind: int) -> str:
     return _LETTERS.get(kind, "")
 
 
-@dataclass(frozen=True)
-class Index:
+class Index(NamedTuple):
     """The tables; memory views into the mapped file, or arrays when there is no file."""
 
     positions: memoryview[int]

@@ -70,6 +70,14 @@ def _dispatch(arguments: list[str]) -> int:
 
         status: int = import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
         return status
+    if len(arguments) == 2 and arguments[0] == "-l" and not arguments[1].startswith("-"):
+        # A listing is over before the options of a trace are imported.
+        from os.path import isfile
+
+        if not isfile(arguments[1]):
+            from bpfseal.runtime.list_command import of_pattern
+
+            return of_pattern(arguments[1])
     from bpfseal.runtime import options as option_parser
 
     options = option_parser.parse(arguments)

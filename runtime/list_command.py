@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from bpfseal.runtime.options import Options
+if TYPE_CHECKING:
+    from bpfseal.runtime.options import Options
 
 
 def main(options: Options) -> int:
     """List to stdout; 0, also when nothing matches, as bpftrace does."""
-    from bpfseal.runtime.listing import list_probes
+    if options.debug_info:
+        from bpfseal.runtime.elf import search_debug_files
 
+        search_debug_files(options.debug_info)
     pattern = options.list_pattern
     if options.program is not None:
         return _of_script(options.program, "stdin", options)
@@ -20,6 +24,13 @@ def main(options: Options) -> int:
 
         text, name = read_source(pattern)
         return _of_script(text, name, options)
+    return of_pattern(pattern, verbose=options.verbose, pid=options.pid)
+
+
+def of_pattern(pattern: str | None, *, verbose: bool = False, pid: int = 0) -> int:
+    """What matches `pattern`, which is not the name of a file; None: everything."""
+    from bpfseal.runtime.listing import list_text
+
     if pattern is not None and "." in pattern and not set(":*") & set(pattern):
         sys.stderr.write(
             f"WARNING: It appears that '{pattern}' is a filename but the file does not exist. "
@@ -28,11 +39,11 @@ def main(options: Options) -> int:
         return 0  # no probe's name is a word with a dot
     write = sys.stdout.write
     for one in (pattern or "*").split(","):
-        lines = 0
-        for line in list_probes(one.strip(), verbose=options.verbose, pid=options.pid):
-            lines += 1
-            write(line + "\n")
-        if not lines:
+        pieces = 0
+        for text in list_text(one.strip(), verbose=verbose, pid=pid):
+            pieces += 1
+            write(text + "\n")
+        if not pieces:
             _explain(one.strip())
     sys.stdout.flush()
     return 0

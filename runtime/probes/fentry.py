@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher, nothing
-from bpfseal.runtime.probes.functions import safe
+from bpfseal.runtime.probes.functions import safe, safe_names
 from bpfseal.runtime.probes.rawtracepoint import trusted
 from bpfseal.runtime.probes.world import World
 
@@ -23,7 +24,8 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     module, function = spec.parts if len(spec.parts) == 2 else ("", spec.parts[0])
     if is_wild(module) or is_wild(function):
         in_module, in_function = matcher(module or "*"), matcher(function)
-        return [_point(spec.kind, owner, name) for owner, name in _all(world) if in_function(name) and in_module(owner)]
+        owned = ((owner, filter(in_function, names)) for owner, names in _all(world) if in_module(owner))
+        return [_point(spec.kind, owner, name) for owner, names in owned for name in names]
     if not safe(function):
         return []
     if module:
@@ -51,17 +53,18 @@ def _own(world: World, module: str, function: str) -> bool:
     return id != 0 and base is not None and (module == "vmlinux") == (id < len(base))
 
 
-def _all(world: World) -> Iterator[tuple[str, str]]:
-    """(module, function) that BTF knows and, where ftrace lists what it can trace, that is in the list; sorted."""
-    types = world.types
-    if types is None:
+def _all(world: World) -> Iterator[tuple[str, list[str]]]:
+    """(module, functions) that BTF knows and, where ftrace lists what it can trace, that are in its list; sorted."""
+    names = world.names
+    if names is None:
         return
     listed = world.functions.traceable if world.functions.listed_by_ftrace else None
-    for module in sorted(["vmlinux", *types.modules()]):
-        owner = "" if module == "vmlinux" else module
-        names = set(types.module_functions(module) if owner else types.function_names().decode().split())
-        names = set(filter(safe, names)) if listed is None else names & listed.get(owner, set())
-        yield from ((module, name) for name in sorted(names))
+    for module in names.modules():
+        known = names.functions(module)
+        if listed is None:
+            yield module, safe_names(known)
+        else:
+            yield module, sorted(listed.get("" if module == "vmlinux" else module, frozenset()).intersection(known))
 
 
 def _programs(spec: AttachSpec) -> Sequence[Point]:
@@ -112,7 +115,7 @@ def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
         from bpfseal.runtime.probes.programs import functions
 
         return sorted(f"bpf:{id}:{name}" for id, name in functions())
-    return (f"{module}:{name}" for module, name in _all(world))
+    return chain.from_iterable(map(f"{module}:".__add__, names) for module, names in _all(world))
 
 
 def _describe(world: World, kind: str, name: str) -> Iterable[str]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher
 from bpfseal.runtime.probes.world import World
-from bpfseal.signer import btf as raw
 
 if TYPE_CHECKING:
     from bpfseal.dsl.env import Args, AttachSpec, Point
@@ -45,15 +44,11 @@ def _own(world: World, module: str, event: str) -> bool:
 
 def _all(world: World) -> list[tuple[str, str]]:
     """(module, event), sorted."""
-    types, found = world.types, []
-    if types is None:
+    names = world.names
+    if names is None:
         return []
-    for module in ("vmlinux", *types.modules()):
-        btf = types.btf(module)
-        if btf is not None:
-            named = btf.all_named(raw.TYPEDEF)
-            found += [(module, name.removeprefix(_PREFIX)) for name, _ in named if name.startswith(_PREFIX)]
-    return sorted(set(found))
+    # Nothing but the types of tracepoints begins with that.
+    return [(module, name) for module in names.modules() for name in names.typedefs_behind(module, _PREFIX)]
 
 
 def _args(world: World, point: Point) -> Args:

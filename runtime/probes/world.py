@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bpfseal.dsl.env import Target
     from bpfseal.runtime.dwarf import Dwarf
     from bpfseal.runtime.elf import Elf
+    from bpfseal.runtime.probes.btf_names import BtfNames
     from bpfseal.runtime.probes.functions import KernelFunctions
 
 
@@ -41,6 +42,16 @@ class World:
 
         try:
             return KernelTypes()
+        except BpfsealError:
+            return None
+
+    @cached_property
+    def names(self) -> BtfNames | None:
+        """Names of what is in the kernel's BTF, None on a kernel without."""
+        from bpfseal.runtime.probes.btf_names import BtfNames
+
+        try:
+            return BtfNames()
         except BpfsealError:
             return None
 
