@@ -36,6 +36,7 @@ class Request(msgspec.Struct, frozen=True):
     config: dict[str, str | int | bool] = msgspec.field(default_factory=dict)
     include_dirs: tuple[str, ...] = ()
     includes: tuple[str, ...] = ()
+    debug_info: tuple[str, ...] = ()
     mode: str = ""
     helper_warnings: bool = False
     cache: bool = True
@@ -93,6 +94,8 @@ def build(request: Request) -> Built:
                 request.path or "",
                 str(request.helper_warnings),
                 *request.include_dirs,
+                "--",
+                *request.debug_info,
             ),
         )
     if key:
@@ -121,6 +124,10 @@ def check(request: Request) -> TypedScript:
     from bpfseal.dsl.front import front
     from bpfseal.runtime.environment import RealEnvironment
 
+    if request.debug_info:
+        from bpfseal.runtime.elf import search_debug_files
+
+        search_debug_files(request.debug_info)
     target = Target(pid=request.pid, command=request.command or "", unsafe=request.unsafe)
     positional, named = split_arguments(request.params, request.script_params)
     script, environment = front(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from bpfseal.dsl.env import Args, Point
 from bpfseal.dsl.types import BOOL, VOID, Array, Field, Int, Ptr, Record, RecordInfo, Str, Type, Void, size_of
 from bpfseal.errors import BpfsealError
+from bpfseal.runtime import dwarf_split
 from bpfseal.runtime.dwarf_entries import DEPTH, die_name, end_address, file_names, value
 from bpfseal.runtime.elf import Elf
 
@@ -60,6 +61,11 @@ def _carrier(elf: Elf) -> Elf | None:
     return None
 
 
+def _place(die: DIE) -> tuple[int, int]:
+    """What tells an entry from those of other files and units."""
+    return id(die.dwarfinfo), die.offset
+
+
 class Dwarf:
     """Debug information of one ELF file. Raises DwarfError when there is none.
 
@@ -73,7 +79,8 @@ class Dwarf:
         if carrier is None:
             raise DwarfError(f"{elf.path} has no debug information", hint="build it with -g, or install its debug file")
         self.elf, self._path, self._taken = elf, carrier.path, taken
-        self._types: dict[int, Type] = {}
+        self._types: dict[tuple[int, int], Type] = {}
+        self._split: dict[int, CompileUnit | None] = {}
         self._records: dict[str, DIE] = {}
 
     @cached_property
@@ -124,7 +131,7 @@ class Dwarf:
                 return None
             address = symbols[0].address
         for unit in self._units_at(address):
-            found = self._function_in(unit, address)
+            found = self._function_in(self._whole(unit), address)
             if found is not None:
                 return found
         return None
@@ -154,6 +161,18 @@ class Dwarf:
             low, high = value(top, "DW_AT_low_pc"), end_address(top)
             if low is None or high is None or "DW_AT_ranges" in top.attributes or low <= address < high:
                 yield unit
+
+    def _units(self) -> Iterator[CompileUnit]:
+        return map(self._whole, self._info.iter_CUs())
+
+    def _whole(self, unit: CompileUnit) -> CompileUnit:
+        """The unit itself, or the split one that it stands for."""
+        if not dwarf_split.is_skeleton(unit):
+            return unit
+        at = unit.cu_offset
+        if at not in self._split:
+            self._split[at] = dwarf_split.whole(self.elf, self._info, unit)
+        return self._split[at] or unit
 
     def _fields(self, die: DIE) -> Iterator[Field]:
         """Parameters that arrive in integer registers (System V ABI, AAPCS64)."""
@@ -221,7 +240,7 @@ class Dwarf:
 
     def _find_record(self, name: str) -> DIE | None:
         word, _, tag = name.partition(" ")
-        for unit in self._info.iter_CUs():
+        for unit in self._units():
             for die in self._walk(unit.get_top_DIE(), ("DW_TAG_namespace",)):
                 if (
                     _RECORD_TAGS.get(str(die.tag)) == word
@@ -273,7 +292,7 @@ class Dwarf:
         target = self._peel(die)
         if target is None:
             return VOID
-        key = target.offset
+        key = _place(target)
         if key not in self._types:
             self._types[key] = self._converted(target, die)
         return self._types[key]
@@ -289,7 +308,7 @@ class Dwarf:
         if tag == "DW_TAG_enumeration_type":
             return Int(size * 8, False) if size in (1, 2, 4, 8) else Int(32, False)
         if tag in _POINTER_TAGS:
-            self._types[die.offset] = Ptr(None, "user")  # types may point to themselves
+            self._types[_place(die)] = Ptr(None, "user")  # types may point to themselves
             to = self.convert(self._type_die(die))
             return Ptr(None if isinstance(to, Void) else to, "user")
         if tag in _RECORD_TAGS:
@@ -309,7 +328,7 @@ class Dwarf:
         if "DW_AT_declaration" in die.attributes:
             return Record(full, size)  # defined in another unit: found by name
         known = self._records.setdefault(full, die)
-        if known.offset != die.offset and (value(known, "DW_AT_byte_size") or 0) != size:
+        if _place(known) != _place(die) and (value(known, "DW_AT_byte_size") or 0) != size:
             full = f"{full}#{die.offset:x}"
             self._records[full] = die
         return Record(full, size)

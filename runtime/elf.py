@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -23,6 +23,21 @@ _OBJECT, _FUNC, _IFUNC = 1, 2, 10  # STT_OBJECT, STT_FUNC, STT_GNU_IFUNC
 _MAX_SECTIONS, _MAX_SEGMENTS = 1 << 16, 1 << 12
 _LARGEST_MINI: Final = 256 << 20  # of .gnu_debugdata, unpacked
 _DEBUG_ROOT: Final = "/usr/lib/debug"
+_SEARCHED: list[str] = []
+
+
+def search_debug_files(folders: Iterable[str]) -> None:
+    """Look for separate debug information in these folders too (--debuginfo), from now on, in this process."""
+    _SEARCHED[:] = folders
+
+
+def debug_folders(beside: str) -> Iterator[str]:
+    """The folders of `search_debug_files`: one that is relative is looked for beside the program, whose folder is
+    `beside`, and then here."""
+    for folder in _SEARCHED:
+        if not os.path.isabs(folder):
+            yield os.path.join(beside, folder)
+        yield folder
 
 
 class ElfError(BpfsealError):
@@ -319,10 +334,12 @@ class Elf:
         if len(self.build_id) > 2:
             yield f"{_DEBUG_ROOT}/.build-id/{self.build_id[:2]}/{self.build_id[2:]}.debug"
         link = self.section(".gnu_debuglink")
-        if link is None:
-            return
-        name = self.contents(link).partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        name = self.contents(link).partition(b"\0")[0].decode("utf-8", "surrogateescape") if link is not None else ""
         folder = os.path.dirname(os.path.realpath(self.path))
+        for place in debug_folders(folder):
+            if len(self.build_id) > 2:
+                yield f"{place}/.build-id/{self.build_id[:2]}/{self.build_id[2:]}.debug"
+            yield f"{place}/{name if name and '/' not in name else os.path.basename(self.path) + '.debug'}"
         if name and "/" not in name:
             for place in (folder, f"{folder}/.debug", _DEBUG_ROOT + folder):
                 candidate = f"{place}/{name}"

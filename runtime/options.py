@@ -44,6 +44,7 @@ class Options(msgspec.Struct):
     include_dirs: list[str] = msgspec.field(default_factory=list)
     includes: list[str] = msgspec.field(default_factory=list)
     usdt_file_activation: bool = False
+    debug_info: list[str] = msgspec.field(default_factory=list)
     probe_filter: str | None = None
     mode: str = ""
     emit_llvm: str | None = None
@@ -96,7 +97,7 @@ _LONG = [
     "format=",
 ]
 # Accepted for compatibility: nothing that a user sees depends on them here.
-_IGNORED = {"--verify-llvm-ir", "--debuginfo", "--traceable-functions", "--no-feature", "--dwarf-pid", "--emit-elf"}
+_IGNORED = {"--verify-llvm-ir", "--traceable-functions", "--no-feature", "--dwarf-pid", "--emit-elf"}
 
 
 def parse(argv: list[str]) -> Options:
@@ -156,6 +157,8 @@ def _apply(options: Options, name: str, value: str) -> None:
             options.include_dirs.append(value)
         case "--include":
             options.includes.append(value)
+        case "--debuginfo":
+            options.debug_info += [folder for folder in value.split(":") if folder]
         case "--unsafe":
             options.unsafe = True
         case "--usdt-file-activation":

@@ -54,6 +54,7 @@ def _request(options: Options) -> Request:
         unsafe=options.unsafe,
         include_dirs=tuple(options.include_dirs),
         includes=tuple(options.includes),
+        debug_info=tuple(options.debug_info),
         mode=options.mode,
         helper_warnings=options.helper_warnings,
         cache=not options.no_cache,
