@@ -130,7 +130,8 @@ def _run(options: argparse.Namespace) -> int:
     keep = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "SOFTHSM2_CONF")
     environment = {name: os.environ[name] for name in keep if name in os.environ}
     code = (
-        "import sys; sys.path += sys.argv[1].split(chr(10)); from bpfseal.signer.start import main; main(sys.argv[2:])"
+        "import gc, sys; gc.disable(); sys.path += sys.argv[1].split(chr(10)); "
+        "from bpfseal.signer.start import main; main(sys.argv[2:])"
     )
     command = [sys.executable, "-I", "-S", "-c", code, "\n".join(import_folders())]
     sys.stdout.flush()

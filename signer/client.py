@@ -341,7 +341,7 @@ def _dial(path: str) -> socket.socket:
 
 
 _START = (
-    "import sys; sys.path += sys.argv[1].split(chr(10)); "
+    "import gc, sys; gc.disable(); sys.path += sys.argv[1].split(chr(10)); "
     "from bpfseal.signer.start import private; private(sys.argv[2:])"
 )
 

@@ -7,6 +7,7 @@ the kernel's signing ABI, which needs bpf(2) → lock memory, drop identity and 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -112,6 +113,7 @@ def _private(settings: dict[str, str]) -> None:
     if settings.get("key"):
         from bpfseal.signer.ahead import serve
 
+        gc.enable()
         serve(sock, parent_fd, settings)
         return
     uid = os.getuid()
@@ -202,4 +204,7 @@ def _serve(
     executables = Executables() if confinement.look else None
     server = Server(service, single=single, listener=listener, heartbeat=heartbeat, executables=executables)
     service.facts = replace(facts, hardening=harden.confine(confinement))
+    # What there is now stays: the collector, off while things were imported, need never look at it again.
+    gc.freeze()
+    gc.enable()
     return service, server
