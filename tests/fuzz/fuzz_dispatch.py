@@ -20,6 +20,7 @@ import base64
 import gc
 import os
 import random
+import signal
 import socket
 import struct
 import sys
@@ -258,6 +259,8 @@ class Campaign:
         self.said: list[str] = []
         self.service = make_service(self.path, self.said.append)
         self.server = Server(self.service, single=socket.socketpair()[0])
+        for number in (signal.SIGINT, signal.SIGTERM):  # the loop took them: a campaign ends when it is told to
+            signal.signal(number, signal.default_int_handler)
         self.real = real
         self.pidfd = os.pidfd_open(os.getpid())
         self.numbers = 0

@@ -14,6 +14,7 @@ import gc
 import hashlib
 import random
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -97,6 +98,7 @@ def run(name: str, target: Target, seeds: Sequence[bytes], change: Callable[...,
     slowest, fresh, total = 0.0, 0, 0
     gc.freeze()
     gc.set_threshold(50_000)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
     while told - began < options.seconds and (not options.runs or total < options.runs):
         parent = pool[int(rng.random() * len(pool))]
         for _ in range(BATCH):
