@@ -37,6 +37,8 @@ class Request(msgspec.Struct, frozen=True):
     include_dirs: tuple[str, ...] = ()
     includes: tuple[str, ...] = ()
     debug_info: tuple[str, ...] = ()
+    traceable_functions: str = ""
+    probe_filter: str = ""
     mode: str = ""
     helper_warnings: bool = False
     cache: bool = True
@@ -80,8 +82,7 @@ def build(request: Request) -> Built:
     from bpfseal.compiler import cache
 
     key = ""
-    # Headers may change without the script: what includes some is compiled anew.
-    if request.cache and not request.debug and not request.emit_llvm and not request.includes:
+    if request.cache and not request.debug and not request.emit_llvm and not _changeable(request):
         key = cache.key(
             request.text,
             request.params,
@@ -96,6 +97,8 @@ def build(request: Request) -> Built:
                 *request.include_dirs,
                 "--",
                 *request.debug_info,
+                "--",
+                request.probe_filter,
             ),
         )
     if key:
@@ -114,6 +117,11 @@ def build(request: Request) -> Built:
     return Built(data, bundle, reader, reader.warnings)
 
 
+def _changeable(request: Request) -> bool:
+    """Whether files that may change without the script matter: then it is compiled anew."""
+    return bool(request.includes or request.traceable_functions)
+
+
 def check(request: Request) -> TypedScript:
     """Parse, expand and check: the typed script. Needs no privileges. Raises DslError."""
     from pathlib import Path
@@ -128,6 +136,10 @@ def check(request: Request) -> TypedScript:
         from bpfseal.runtime.elf import search_debug_files
 
         search_debug_files(request.debug_info)
+    if request.traceable_functions:
+        from bpfseal.runtime.probes.functions import list_functions_by
+
+        list_functions_by(request.traceable_functions)
     target = Target(pid=request.pid, command=request.command or "", unsafe=request.unsafe)
     positional, named = split_arguments(request.params, request.script_params)
     script, environment = front(
@@ -163,8 +175,8 @@ def _compile(request: Request) -> tuple[Bundle, Reader]:
     options = compiler.Options(helper_errors=2 if request.helper_warnings else 1)
     script = check(request)
     if request.mode != "check":
-        from bpfseal.runtime.trials import chosen
+        from bpfseal.runtime.selection import chosen
 
-        script = chosen(script, request.mode)
+        script = chosen(script, request.mode, request.probe_filter)
     bundle = compiler.compile(script, options=options)
     return bundle, decode_reader(bundle.reader)

@@ -16,6 +16,10 @@ def main(options: Options) -> int:
         from bpfseal.runtime.elf import search_debug_files
 
         search_debug_files(options.debug_info)
+    if options.traceable_functions:
+        from bpfseal.runtime.probes.functions import list_functions_by
+
+        list_functions_by(options.traceable_functions)
     pattern = options.list_pattern
     if options.program is not None:
         return _of_script(options.program, "stdin", options)

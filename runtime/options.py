@@ -45,6 +45,7 @@ class Options(msgspec.Struct):
     includes: list[str] = msgspec.field(default_factory=list)
     usdt_file_activation: bool = False
     debug_info: list[str] = msgspec.field(default_factory=list)
+    traceable_functions: str = ""
     probe_filter: str | None = None
     mode: str = ""
     emit_llvm: str | None = None
@@ -97,7 +98,7 @@ _LONG = [
     "format=",
 ]
 # Accepted for compatibility: nothing that a user sees depends on them here.
-_IGNORED = {"--verify-llvm-ir", "--traceable-functions", "--no-feature", "--dwarf-pid", "--emit-elf"}
+_IGNORED = {"--verify-llvm-ir", "--no-feature", "--dwarf-pid", "--emit-elf"}
 
 
 def parse(argv: list[str]) -> Options:
@@ -159,6 +160,8 @@ def _apply(options: Options, name: str, value: str) -> None:
             options.includes.append(value)
         case "--debuginfo":
             options.debug_info += [folder for folder in value.split(":") if folder]
+        case "--traceable-functions":
+            options.traceable_functions = value
         case "--unsafe":
             options.unsafe = True
         case "--usdt-file-activation":

@@ -55,6 +55,8 @@ def _request(options: Options) -> Request:
         include_dirs=tuple(options.include_dirs),
         includes=tuple(options.includes),
         debug_info=tuple(options.debug_info),
+        traceable_functions=options.traceable_functions,
+        probe_filter=options.probe_filter or "",
         mode=options.mode,
         helper_warnings=options.helper_warnings,
         cache=not options.no_cache,

@@ -23,13 +23,11 @@ from bpfseal.runtime.render.text_output import TextOutput
 from bpfseal.runtime.sink import Output, OutputSink
 
 if TYPE_CHECKING:
-    from bpfseal.dsl.typed import TypedScript
     from bpfseal.runtime.options import Options
     from bpfseal.runtime.render.trouble import Trouble
     from bpfseal.runtime.session import Session
     from bpfseal.signer.bundle import Attach
 
-MODES = ("test", "bench")
 _ENOUGH_NS = 1_000_000
 _MOST_RUNS = 200_000
 
@@ -43,24 +41,6 @@ class Result(msgspec.Struct, frozen=True):
     ns: int
     runs: int = 1
     output: str = ""
-
-
-def chosen(script: TypedScript, mode: str) -> TypedScript:
-    """The script with the probes that `mode` ("", "test", "bench") runs. Raises BpfsealError when that leaves none
-    although there are some."""
-    from dataclasses import replace
-
-    def wanted(kind: str) -> bool:
-        return kind in ("begin", "end", mode) if mode in MODES else kind not in MODES
-
-    kept = tuple(probe for probe in script.probes if wanted(probe.points[0].kind))
-    if len(kept) == len(script.probes):
-        return script
-    if not kept:
-        left_out = {probe.points[0].kind for probe in script.probes}
-        flags = " or ".join(f"--{mode} to run {mode} probes" for mode in MODES if mode in left_out)
-        raise BpfsealError("No probes attached" + (f"; use {flags}." if flags else "."))
-    return replace(script, probes=kept)
 
 
 def run(session: Session, options: Options, output: Output, file: TextIO) -> int:

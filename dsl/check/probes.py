@@ -41,7 +41,9 @@ def resolve(c: State, script: ast.Script) -> list[Group]:
     for number, probe in enumerate(script.probes):
         found = _points(c, probe)
         count += len(found)
-        groups += _grouped(c, probe, number, found)
+        if len(found) > int(c.config["max_bpf_progs"]) and "probe" in walk.words((probe.predicate, probe.body)):
+            _too_many_programs(c, probe, len(groups) + len(found))
+            break
         if count > int(c.config["max_probes"]):
             c.error(
                 probe.points[0].span if probe.points else probe.span,
@@ -49,16 +51,23 @@ def resolve(c: State, script: ast.Script) -> list[Group]:
                 f"narrow the wildcard, or raise the limit with BPFTRACE_MAX_PROBES={count}",
             )
             break
+        groups += _grouped(c, probe, number, found)
     limit = int(c.config["max_bpf_progs"])
     if len(groups) > limit:
-        c.error(
-            groups[limit].probe.span,
-            f"the script becomes {len(groups)} BPF programs, at most {limit} are allowed",
-            f"narrow the wildcard, or raise the limit with BPFTRACE_MAX_BPF_PROGS={len(groups)}",
-        )
+        _too_many_programs(c, groups[limit].probe, len(groups))
     _check_iterators(c, groups)
     _check_names(c, groups)
     return groups
+
+
+def _too_many_programs(c: State, probe: ast.Probe, programs: int) -> None:
+    limit = c.config["max_bpf_progs"]
+    c.error(
+        probe.points[0].span if probe.points else probe.span,
+        f"Your program is trying to generate more than {programs - 1} BPF programs, "
+        f"which exceeds the current limit of {limit}",
+        "You can increase the limit through the BPFTRACE_MAX_BPF_PROGS environment variable.",
+    )
 
 
 def _check_names(c: State, groups: Sequence[Group]) -> None:

@@ -26,6 +26,26 @@ _KALLSYMS: Final = "/proc/kallsyms"
 _FORBIDDEN: Final = "/sys/kernel/debug/kprobes/blacklist"
 
 
+_FILE: list[str] = []
+
+
+def list_functions_by(path: str) -> None:
+    """Take the functions that can be traced from a file in the form of available_filter_functions
+    (--traceable-functions), from now on, in this process. Raises ProbeError."""
+    from bpfseal.runtime.probes import ProbeError
+
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            _FILE[:] = [file.read()]
+    except OSError as error:
+        raise ProbeError(f"cannot read the traceable functions from {path}: {error.strerror}") from None
+
+
+def listed_by_file() -> bool:
+    """Whether a file says what can be traced."""
+    return bool(_FILE)
+
+
 class KernelFunctions:
     """Read on demand; each source once."""
 
@@ -77,6 +97,8 @@ class KernelFunctions:
 
     @cached_property
     def _listed(self) -> str | None:
+        if _FILE:
+            return _FILE[0]
         try:
             return self._world.tracefs.traceable_functions()
         except BpfsealError:

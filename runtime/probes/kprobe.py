@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher, registers
-from bpfseal.runtime.probes.functions import safe
+from bpfseal.runtime.probes.functions import listed_by_file, safe
 from bpfseal.runtime.probes.world import World
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     name, plus, digits = function.partition("+")
     offset = int(digits) if plus else 0
     if module and not is_wild(module) and module != "vmlinux" and module not in world.functions.modules():
-        raise ProbeError(f"specified module {module} in probe {spec.kind}:{module}:{name} is not loaded")
+        raise ProbeError(f"specified module {module} in probe {spec.kind}:{module}:{name} is not loaded.")
     if not is_wild(module) and not is_wild(name):
         found = safe(name) and _exists(world, name, module)
         if found:
@@ -72,7 +72,7 @@ def _point(kind: str, module: str, function: str, offset: int) -> Point:
 
 def _exists(world: World, function: str, module: str) -> bool:
     """BTF answers in microseconds; what it does not know (assembly, modules) the symbol table may."""
-    types = world.types
+    types = world.types if not listed_by_file() else None
     if not module or module == "vmlinux":
         if types is not None and types.find("f", function):
             return True
