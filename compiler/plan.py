@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from bpfseal.compiler.analysis import nodes
 from bpfseal.compiler.unit import Unit
-from bpfseal.dsl import typed
+from bpfseal.dsl import typed, types
 from bpfseal.dsl.env import Point
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.bundle import Attach
@@ -57,6 +58,8 @@ def programs(unit: Unit, probe: typed.Probe) -> list[Program]:
     make = _KINDS.get(kind)
     if make is None:
         raise BpfsealError(f"probes of kind {kind} cannot be compiled")
+    if kind == "tracepoint" and _needs_no_record(probe):
+        return _tracepoint(unit, probe.points, typed_as_well=True)
     return make(unit, probe.points)
 
 
@@ -140,9 +143,26 @@ def _watchpoint(unit: Unit, points: Sequence[Point]) -> list[Program]:
 # --- tracepoints ------------------------------------------------------------------------------------------------
 
 
-def _tracepoint(unit: Unit, points: Sequence[Point]) -> list[Program]:
+_FEW: Final = 8  # that many programs load and detach sooner than one program detaches from as many perf events
+
+
+def _needs_no_record(probe: typed.Probe) -> bool:
+    """Whether a program that is called with the tracepoint's own arguments, not with the record of the perf event, does
+    the same: it uses nothing of the record, nor the kernel's stack, which would show how it was called."""
+    if len(probe.points) > 1 and probe.uses_probe_name:
+        return False
+    for node in nodes(probe.body):
+        if isinstance(node, typed.ArgField) or (isinstance(node, typed.Builtin) and node.name in ("args", "ctx")):
+            return False
+        if isinstance(node, typed.CallUser) or isinstance(getattr(node, "type", None), types.Stack):
+            return False
+    return True
+
+
+def _tracepoint(unit: Unit, points: Sequence[Point], typed_as_well: bool = False) -> list[Program]:
     """System calls through the raw tracepoints that they share: one link for any number of them, and what it is
-    attached to is part of the signed load. The others the classic way."""
+    attached to is part of the signed load. The others the classic way, unless typed programs will do
+    (`typed_as_well`): those detach at once, where a perf event takes a grace period of some 40 ms."""
     entering = [p for p in points if _is_syscall(p, "sys_enter_")]
     leaving = [p for p in points if _is_syscall(p, "sys_exit_")]
     others = (
@@ -154,7 +174,9 @@ def _tracepoint(unit: Unit, points: Sequence[Point]) -> list[Program]:
     for which, target in ((entering, "sys_enter"), (leaving, "sys_exit")):
         if which:
             made.append(_syscalls(unit, tuple(which), target))
-    if others:
+    if typed_as_well and len(others) <= _FEW and all(_text(p, "btf") for p in others):
+        made += [_tracing(unit, p, TRACE_RAW_TP, _text(p, "btf"), "t") for p in others]
+    elif others:
         attach = tuple(
             Attach(kind="perf_tracepoint", probe=p.name, target=f"{p.category}:{p.function}", cookies=cookies)
             for p, cookies in zip(others, _cookies(others), strict=True)

@@ -82,6 +82,8 @@ def attach_targets(spec: ProgramSpec) -> tuple[tuple[str, ...], bool]:
             raise Refusal("size", f"more than {MAX_TARGETS} attach points", attribute="attach")
         if not in_load and attach.kind != "none":
             names += _names(attach)
+    if in_load and (event := _event(spec)) is not None:
+        return (event,), False
     return tuple(dict.fromkeys(names)) or (f"none:{known.PROGRAM_TYPES[spec.type]}",), in_load
 
 
@@ -115,6 +117,16 @@ def _load_targets(spec: ProgramSpec) -> list[str]:
     if kind == known.TRACE_FSESSION:
         return [f"fentry:{place}", f"fexit:{place}"]
     return [f"{known.ATTACH_TYPES[kind]}:{place}"]
+
+
+def _event(spec: ProgramSpec) -> str | None:
+    """The event tracepoint:CATEGORY:NAME that a program on the tracepoint NAME is said to serve, so that a grant of the
+    event covers it. The name is what is signed; the category is the client's word, so this is not enforceable, as it
+    is for programs on the event itself."""
+    if spec.expected_attach_type != known.TRACE_RAW_TP or len(spec.attach) != 1 or spec.attach_module:
+        return None
+    probe, name = spec.attach[0].probe, spec.attach_btf.removeprefix(_PREFIXES[known.TRACE_RAW_TP])
+    return probe if re.fullmatch(rf"tracepoint:\w{{1,64}}:{re.escape(name)}", probe, re.ASCII) else None
 
 
 def _names(attach: Attach) -> list[str]:
