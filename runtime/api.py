@@ -1,67 +1,52 @@
-"""The Python API: a trace as a context manager.
+"""The Python API: a trace as a context manager. docs/api.md shows it at work.
 
-    import bpfseal
-    with bpfseal.trace('tracepoint:syscalls:sys_enter_openat { printf("%s %s\\n", comm, str(args.filename)); }') as t:
-        for event in t.events(timeout=5):
-            print(event.action, event.values)
-    t.maps["@"]          # a dict, also after the end
-
-The command line and the notebook are built on the same session.
+import bpfseal
+with bpfseal.trace('tracepoint:syscalls:sys_enter_openat { printf("%s %s\\n", comm, str(args.filename)); }') as t:
+    for event in t.events(timeout=5):
+        print(event.values.comm, event.text)
+t.maps["@"]          # a dict, also after the end
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from bpfseal.compiler.layout import Shape
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.build import Built, Request, build
-from bpfseal.runtime.maps import MapContents
-from bpfseal.runtime.render.trouble import Trouble
+from bpfseal.runtime.collect import Collector, Event
 from bpfseal.runtime.sealing import Sealer, Signing
 from bpfseal.runtime.session import Session
-from bpfseal.runtime.sink import Handler, OutputSink
-from bpfseal.runtime.values import decoder
 
 if TYPE_CHECKING:
     from bpfseal.runtime.deferred import Account
+    from bpfseal.runtime.maps import MapContents
+    from bpfseal.runtime.table import Batch, Table
 
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something a program said. `action`: printf, print, time, join, cat, system, errorf, warnf, map; runtime_error
-    (helper, code), lost (events), map_full (map, failed updates, room), skipped (probe, times),
-    deferred (the account of deferred blocks, at the end).
-
-    `values`: the arguments of printf as Python values, the one value of print, the (key, value) pairs of a printed
-    map, else what stands in brackets above. `text` is what the command line would write, without a newline for print.
-    """
-
-    action: str
-    values: tuple[Any, ...]
-    text: str
-    probe: str = ""
+# How long a waiting trace sleeps at most before it looks at its counters of lost events.
+_LOOK_SECONDS = 0.5
 
 
 class Trace:
-    """One trace; use it as a context manager. `stop()` may be called from any thread, everything else from the one
-    that entered it."""
+    """One trace; use it as a context manager, or as an asynchronous one. `stop()`, `close()`, `maps`, `table()` and
+    `lost` may be used from any thread, all else from the one that entered it."""
 
     def __init__(self, request: Request, signing: Signing) -> None:
         self._request = request
         self._signing = signing
-        self._queue: deque[Event] = deque()
+        self._collector: Collector | None = None
         self._session: Session | None = None
         self._sealer: Sealer | None = None
-        self._lock = threading.Lock()
-        self._last_maps: dict[str, dict[Any, Any]] = {}
+        # Held while descriptors are used by who does not handle events; reentrant for handlers of signals.
+        self._lock = threading.RLock()
+        # Held while events are handled, and while all comes to an end.
+        self._handling = threading.RLock()
+        self._last: dict[str, MapContents] = {}
         self._lost = 0
+        self._status = 0
         self._deferred: Account | None = None
         self.built: Built | None = None
 
@@ -74,7 +59,8 @@ class Trace:
         self._sealer = Sealer(self._signing)
         try:
             self._sealer.start()
-            self.built = build(self._request)
+            if self.built is None:
+                self.built = build(self._request)
             sealed = self._sealer.seal(self.built.data, quiet=True)
             session = Session(self.built.bundle, sealed, pid=self._request.pid, command=self._request.command)
         except BaseException:
@@ -82,35 +68,47 @@ class Trace:
             raise
         with self._lock:
             self._session = session
+        self._collector = Collector(session)
         try:
-            session.start(_Collector(self._queue, session))
+            session.start(self._collector)
         except BaseException:
             self.close()
             raise
         return self
 
     def stop(self) -> None:
-        """End the trace soon."""
+        """End the trace soon: who waits for events gets the last ones. From any thread or signal handler."""
         with self._lock:
             if self._session is not None:
                 self._session.stop()
 
     def close(self) -> None:
-        """End the trace and give everything back to the kernel; maps stay readable as they were. Idempotent."""
-        session = self._session
-        if session is not None:
-            try:
-                session.finish()
-                self._lost = session.lost
-                self._deferred = session.deferred
-                self._last_maps = {name: self._read(session, name) for name in session.maps}
-            finally:
-                with self._lock:
-                    self._session = None
-                session.close()
-        if self._sealer is not None:
-            self._sealer.close()
-            self._sealer = None
+        """End the trace and give everything back to the kernel; events that were not taken, and maps, stay readable.
+        Idempotent, and from any thread: who waits for events in another one gets to the end."""
+        self.stop()
+        with self._handling:
+            session = self._session
+            if session is not None:
+                try:
+                    self._end(session)
+                finally:
+                    with self._lock:
+                        self._session = None
+                        session.close()
+            if self._sealer is not None:
+                self._sealer.close()
+                self._sealer = None
+
+    def _end(self, session: Session) -> None:
+        session.finish()
+        self._lost, self._status, self._deferred = session.lost, session.status, session.deferred
+        self._last = {name: session.maps[name].contents() for name in session.maps}
+        if self._collector is not None:
+            lookup = self._collector.lookup
+            self._collector.learn()
+            for contents in self._last.values():
+                lookup.learn(part for item in contents.items for part in item)
+            lookup.close()
 
     def __enter__(self) -> Trace:
         return self.start()
@@ -120,146 +118,165 @@ class Trace:
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Trace:
+        """Compiles beside the event loop."""
+        import asyncio
+
+        self.built = await asyncio.to_thread(build, self._request)
+        return self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     # --- data ----------------------------------------------------------------------------------------------------
 
-    def events(self, timeout: float | None = None) -> Iterator[Event]:
-        """Events until the trace ends, at most for `timeout` seconds."""
+    def _step(self, left: float | None) -> bool:
+        """Handle what there is, having waited for it at most `left` seconds; False once the trace is over."""
+        with self._handling:
+            session = self._session
+            if session is None:
+                return False
+            if session.stopping:
+                session.finish()
+                return False
+            session.poll(left)
+            return True
+
+    def _steps(self, timeout: float | None) -> Iterator[None]:
+        """Once before waiting and once after each wait, until the end or for `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        yield
         while True:
-            while self._queue:
-                yield self._queue.popleft()
+            left = _LOOK_SECONDS if deadline is None else min(deadline - time.monotonic(), _LOOK_SECONDS)
+            if left < 0:
+                return
+            going = self._step(left)
+            yield
+            if not going:
+                return
+
+    def events(self, timeout: float | None = None) -> Iterator[Event]:
+        """Events one by one until the trace ends, at most for `timeout` seconds."""
+        for _ in self._steps(timeout):
+            if self._collector is not None:
+                yield from self._collector.take()
+
+    def __iter__(self) -> Iterator[Event]:
+        return self.events()
+
+    def batches(self, timeout: float | None = None, *, seconds: float = 0.1) -> Iterator[Batch]:
+        """Events as they arrived in about `seconds`, until the trace ends or for `timeout` seconds. For busy streams:
+        a batch is decoded by columns."""
+        from bpfseal.runtime.table import Batch
+
+        since = time.monotonic()
+        for _ in self._steps(timeout):
+            collector = self._collector
+            if collector is not None and collector.entries:
+                session = self._session
+                if time.monotonic() - since < seconds and session is not None and not session.stopping:
+                    continue
+                since = time.monotonic()
+                entries = list(collector.entries)
+                collector.entries.clear()
+                yield Batch(collector, entries)
+        collector = self._collector
+        if collector is not None and collector.entries:
+            entries = list(collector.entries)
+            collector.entries.clear()
+            yield Batch(collector, entries)
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Events one by one; the event loop is free while there are none."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._collector is not None:
+                for event in self._collector.take():
+                    yield event
             session = self._session
             if session is None:
                 return
-            if session.stopping:
-                session.finish()
-                if not self._queue:
-                    return
-                continue
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
+            ready = asyncio.Event()
+            if not session.stopping:
+                loop.add_reader(session.fileno(), ready.set)
+                try:
+                    await asyncio.wait_for(ready.wait(), _LOOK_SECONDS)
+                except TimeoutError:
+                    pass  # a look at the counters
+                finally:
+                    loop.remove_reader(session.fileno())
+            if not self._step(0):
+                if self._collector is not None:
+                    for event in self._collector.take():
+                        yield event
                 return
-            session.poll(left)
 
-    def run(self, timeout: float | None = None) -> None:
-        """Handle events until the trace ends or for `timeout` seconds; they stay queued for `events()`."""
-        if self._session is not None:
-            self._session.run(timeout)
+    def run(self, timeout: float | None = None, callback: Callable[[Event], object] | None = None) -> None:
+        """Handle events until the trace ends or for `timeout` seconds: each is given to `callback`; without one they
+        stay queued for `events()`."""
+        if callback is not None:
+            for event in self.events(timeout):
+                callback(event)
+            return
+        for _ in self._steps(timeout):
+            pass
 
     @property
     def maps(self) -> Mapping[str, dict[Any, Any]]:
         """The script's maps as dicts, read now while the trace runs, as of its end afterwards. A scalar map has the
         one key None."""
-        session = self._session
-        if session is None:
-            return self._last_maps
-        return {name: self._read(session, name) for name in session.maps}
+        return {
+            name: {_hashable(key): value for key, value in contents.items}
+            for name, contents in self._contents().items()
+        }
+
+    def table(self, name: str) -> Table:
+        """A map by columns; "@" in front may be left out. Raises KeyError when the program has none of that name."""
+        from bpfseal.runtime.table import Table
+
+        name = name if name.startswith("@") else f"@{name}"
+        with self._lock:
+            contents = self._last.get(name) if self._session is None else None
+            if self._session is not None and name in self._session.maps:
+                contents = self._session.maps[name].contents()
+        if contents is None or self._collector is None:
+            raise KeyError(f"the program has no map {name}")
+        return Table(self._collector, contents)
+
+    def _contents(self) -> dict[str, MapContents]:
+        with self._lock:
+            session = self._session
+            if session is None:
+                return self._last
+            return {name: session.maps[name].contents() for name in session.maps}
 
     @property
     def lost(self) -> int:
-        """Events that did not fit into the ring buffer; of the whole trace once it is over."""
-        return self._session.count_lost() if self._session is not None else self._lost
+        """Events that did not fit into the ring buffer so far; of the whole trace once it is over."""
+        session = self._session
+        return session.lost if session is not None else self._lost
+
+    @property
+    def status(self) -> int:
+        """What exit() said."""
+        session = self._session
+        return session.status if session is not None else self._status
 
     @property
     def deferred(self) -> Account | None:
         """What became of deferred blocks so far, of the whole trace once it is over; None for scripts without."""
-        return self._session.count_deferred() if self._session is not None else self._deferred
-
-    @staticmethod
-    def _read(session: Session, name: str) -> dict[Any, Any]:
-        return {_hashable(key): value for key, value in session.maps[name].contents().items}
+        with self._lock:
+            return self._session.count_deferred() if self._session is not None else self._deferred
 
 
 def _hashable(key: Any) -> Any:
     if isinstance(key, tuple | list):
         return tuple(_hashable(part) for part in key)
     return tuple(key.items()) if isinstance(key, dict) else key
-
-
-class _Collector(OutputSink):
-    """A sink whose events become Event objects."""
-
-    def __init__(self, queue: deque[Event], session: Session) -> None:
-        from bpfseal.runtime.render.resolve import Resolver
-        from bpfseal.runtime.render.text import TextValues
-
-        self._queue = queue
-        self._probes = session.reader.probes
-        self._values = TextValues(Resolver(session).text)
-        super().__init__(_Queue(queue, self._values), allow_system=False)
-
-    def _on_printf(self, session: Session, event: Any) -> Handler:
-        text = self._format(session, event)
-        decode: list[tuple[int, Callable[[Any, int], Any]]] = [
-            (f.offset, decoder(f.shape, session.reader.enums)) for f in event.fields
-        ]
-        action, probes, queue = event.action, self._probes, self._queue
-
-        def handle(record: memoryview) -> None:
-            probe = int.from_bytes(record[4:8], "little")
-            values = tuple(read(record, at) for at, read in decode)
-            queue.append(Event(action, values, text(record), probes[probe] if probe < len(probes) else ""))
-
-        return handle
-
-
-class _Queue:
-    """The Output of a trace that is read by a program."""
-
-    def __init__(self, queue: deque[Event], values: Any) -> None:
-        self._queue = queue
-        self._values = values
-
-    def printf(self, text: str) -> None:
-        self._queue.append(Event("printf", (), text))
-
-    def message(self, kind: str, text: str) -> None:
-        self._queue.append(Event(kind, (), text))
-
-    def value(self, value: Any, shape: Shape) -> None:
-        self._queue.append(Event("print", (value,), self._values.text(value, shape)))
-
-    def map(self, contents: MapContents) -> None:
-        self._queue.append(Event("map", tuple(contents.items), contents.name))
-
-    def diagnostic(self, kind: str, text: str, where: str, trail: str = "") -> None:
-        self._queue.append(Event(kind, (), text))
-
-    def trouble(self, trouble: Trouble) -> None:
-        self._queue.append(Event("runtime_error", (trouble.helper or trouble.kind, trouble.code), trouble.text()))
-
-    def full(self, name: str, failed: int, entries: int) -> None:
-        self._queue.append(Event("map_full", (name, failed, entries), f"{failed} updates of {name} found no room"))
-
-    def skipped(self, probe: str, times: int) -> None:
-        self._queue.append(Event("skipped", (probe, times), f"the kernel skipped {probe} {times} times"))
-
-    def deferred(self, account: Account, dropped: int, *, last: bool) -> None:
-        if last:
-            self._queue.append(Event("deferred", (account,), account.text()))
-
-    def attached(self, probes: int) -> None:
-        pass
-
-    def lost(self, events: int, total: int, *, last: bool) -> None:
-        if events:
-            self._queue.append(Event("lost", (events,), f"Lost {events} events"))
-
-    def clean(self, text: str) -> str:
-        return text
-
-    def native(self) -> int | None:
-        return None
-
-    def text(self, value: Any, shape: Shape) -> str:
-        text: str = self._values.text(value, shape)
-        return text
-
-    def flush(self) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
 
 
 def trace(

@@ -203,6 +203,11 @@ class Session:
             self.count_lost()
         return not self._stopping
 
+    def fileno(self) -> int:
+        """A descriptor that is readable when `poll(0)` has something to do."""
+        assert self._epoll is not None
+        return self._epoll.fileno()
+
     def stop(self, status: int = 0) -> None:
         """End the trace soon; callable from handlers, signal handlers and other threads."""
         self.status = self.status or status

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import sys
 import threading
 import time
 
@@ -71,3 +73,119 @@ def test_full_maps_and_errors_are_events() -> None:
         actions = {event.action: event.values for event in t.events(timeout=1)}
     assert actions["map_full"] == ("@m", 1, 1)
     assert actions["runtime_error"] == ("divide_by_zero", 0)
+
+
+def test_close_from_another_thread_ends_who_waits() -> None:
+    with bpfseal.trace("interval:s:60 { exit(); } END { @ended = 1; }") as t:
+        closing = threading.Timer(0.5, t.close)
+        closing.start()
+        start = time.monotonic()
+        assert list(t) == []
+        closing.join(20)
+        assert time.monotonic() - start < 20
+        assert not closing.is_alive()
+        assert t.maps["@ended"] == {None: 1}
+
+
+def test_maps_from_another_thread_while_events_are_awaited() -> None:
+    seen: list[object] = []
+
+    def look() -> None:
+        seen.append(t.maps["@x"])
+        t.stop()
+
+    with bpfseal.trace("BEGIN { @x = 5; } interval:s:60 { exit(); }") as t:
+        threading.Timer(0.5, look).start()
+        t.run(30)
+    assert seen == [{None: 5}]
+
+
+def test_what_was_not_taken_stays_readable() -> None:
+    """Stacks too, which only the session can look up."""
+    with bpfseal.trace('BEGIN { printf("%s", kstack(1)); print((1, kstack(1))); @[kstack(1)] = 1; exit(); }') as t:
+        pass
+    first, second = t
+    assert "bpf_prog" in first.text
+    assert "bpf_prog" in second.text
+    assert "bpf_prog" in str(t.table("@").pandas())
+
+
+def test_names_of_values() -> None:
+    """From the program's text; what is no name gets a number."""
+    with bpfseal.trace('BEGIN { $a = 1; printf("%d %d %d", $a, pid, 1 + 2); print(comm); exit(); }') as t:
+        first, second = list(t)
+    assert first.values._fields[:2] == ("a", "pid")  # type: ignore[attr-defined]
+    assert first.values[2] == 3
+    assert second.values._fields == ("comm",)  # type: ignore[attr-defined]
+
+
+BUSY = (
+    'tracepoint:syscalls:sys_enter_getppid /pid == cpid/ { @n++; if (@n % 2) { printf("%lld %s", @n, comm); } '
+    'else { printf("%lld", @n * 10); } } END { printf("%s", "end"); }'
+)
+
+
+def test_a_busy_stream_keeps_order_and_account() -> None:
+    """Machine code takes over at some point; nothing changes."""
+    calls = f"{sys.executable} -c 'import os\nfor _ in range(60000): os.getppid()'"
+    with bpfseal.trace(BUSY, cmd=calls) as t:
+        time.sleep(1)  # so that there is a lot to read at once
+        numbers = [event.values[0] for event in t if event.action == "printf"]
+    assert numbers.pop() == "end"
+    counted = [number if number % 2 else number // 10 for number in numbers]
+    assert counted == sorted(counted)
+    assert len(counted) + t.lost == t.maps["@n"][None] >= 60000
+
+
+def test_batches_of_several_sites() -> None:
+    pytest.importorskip("pandas")
+    calls = f"{sys.executable} -c 'import os\nfor _ in range(3000): os.getppid()'"
+    rows = 0
+    with bpfseal.trace(BUSY, cmd=calls) as t:
+        for batch in t.batches():
+            arrays = batch.numpy()
+            frame = batch.pandas()
+            assert len(frame) <= len(batch)
+            rows += len(frame)
+            if isinstance(arrays, dict):
+                assert sum(map(len, arrays.values())) == len(frame)
+    assert rows + t.lost == t.maps["@n"][None] + 1
+
+
+def test_columns_of_maps() -> None:
+    pytest.importorskip("pandas")
+    with bpfseal.trace(
+        'BEGIN { @a[1, 2] = 3; @u[(uint64)-1] = 1; @s["x"] = 1; @h[1] = hist(5); @c = count(); exit(); }'
+    ) as t:
+        t.run(20)
+    keys, values = t.table("a").numpy()
+    assert (keys.tolist(), values.tolist()) == ([[1, 2]], [3])
+    assert t.table("@u").numpy()[0].tolist() == [2**64 - 1]
+    with pytest.raises(BpfsealError, match="not a map from numbers"):
+        t.table("@s").numpy()
+    assert t.table("@h").pandas().iloc[0].tolist() == [1, 4, 8, 1]
+    with pytest.raises(KeyError):
+        t.table("@none")
+
+
+def test_missing_library_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polars", None)
+    with bpfseal.trace("BEGIN { @[1] = 1; exit(); }") as t:
+        t.run(20)
+    with pytest.raises(BpfsealError, match="needs polars"):
+        t.table("@").polars()
+
+
+def test_asynchronous_trace_ends_with_its_task() -> None:
+    """Cancelled while it waits: nothing is left."""
+
+    async def wait() -> None:
+        async with bpfseal.trace("interval:s:60 { exit(); }") as t:
+            async for _ in t:
+                raise AssertionError
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(wait(), 2)
+
+    asyncio.run(main())

@@ -63,7 +63,6 @@ def test_json_lines() -> None:
     )
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert lines == [
-        {"type": "attached_probes", "count": 1, "data": {"probes": 1}},
         {"type": "printf", "data": 'q"\n'},
         {"type": "value", "data": [1, "a"]},
         {"type": "map", "data": {"@a": 1}},
