@@ -291,8 +291,9 @@ def _batch() -> None:
         os.close(fd)
 
 
-def _kfunc(*names: str) -> Callable[[], str]:
-    """The first of `names` that is a kfunc: later kernels renamed some, and may still list the old name."""
+def _kfunc(*names: str, purpose: str = "") -> Callable[[], str]:
+    """The first of `names` that is a kfunc: later kernels renamed some, and may still list the old name. `purpose`
+    ends the answer where there is none."""
 
     def probe() -> str:
         from bpfseal.signer.btf import FUNC
@@ -301,9 +302,14 @@ def _kfunc(*names: str) -> Callable[[], str]:
         for name in names:
             if (found := types.find(name, FUNC)) and types.is_kfunc(found):
                 return name
-        raise Missing(f"no kfunc {names[0]}")
+        raise Missing(f"no kfunc {names[0]}{f': {purpose}' if purpose else ''}")
 
     return probe
+
+
+def _task_work(mode: str, written: str) -> Callable[[], str]:
+    name = f"bpf_task_work_schedule_{mode}"
+    return _kfunc(name, f"{name}_impl", purpose=f"`{written}` needs Linux 6.18")
 
 
 def _btf() -> str:
@@ -366,8 +372,9 @@ def _table() -> tuple[tuple[str, str, Callable[[], object]], ...]:
         ("map_batch", maps, _batch),
         ("get_func_ip", calls, lambda: _load(2, _GET_FUNC_IP)),
         ("attach_cookie", calls, lambda: _load(2, _GET_COOKIE)),
-        ("task_work", calls, _kfunc("bpf_task_work_schedule_resume", "bpf_task_work_schedule_resume_impl")),
-        ("copy_from_user_str", calls, _kfunc("bpf_copy_from_user_str")),
+        ("task_work", calls, _task_work("resume", "defer")),
+        ("task_work_signal", calls, _task_work("signal", "defer(signal)")),
+        ("copy_from_user_str", calls, _kfunc("bpf_copy_from_user_str", purpose="str() in `defer` needs Linux 6.12")),
         ("path_d_path", calls, _kfunc("bpf_path_d_path")),
     )
 
