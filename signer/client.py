@@ -216,8 +216,9 @@ class SignerClient:
         )
 
     def close(self) -> None:
-        """Closes the connection; a private helper then writes its last audit record and ends."""
-        self._end(patient=True)
+        """Closes the connection; a private helper then writes its last audit record and ends. One that was never asked
+        anything has none to write, and is not waited for."""
+        self._end(patient=self._greeted)
 
     def _end(self, *, patient: bool) -> None:
         if self._sock is not None:

@@ -23,7 +23,7 @@ from bpfseal.runtime.bridge.request import LOG_TRUE_SIZE, Log, ProgLoad, Unsuppo
 from bpfseal.runtime.bridge.tool import Tool, ToolError
 from bpfseal.runtime.bridge.translate import Translator
 from bpfseal.runtime.load import attempt, errno_name
-from bpfseal.runtime.sealing import Sealer, Signing
+from bpfseal.runtime.sealing import Sealer
 from bpfseal.signer.bundle import Bundle, SealedBundle, encode
 from bpfseal.signer.client import SealRefused, SignerError
 from bpfseal.signer.loader import LoadResult, Stage
@@ -46,19 +46,14 @@ _AS_VERIFIER: Final = {
 
 
 class Carrier:
-    """`verbose`: a line for every program, not only for those that are refused. Starts a private helper at once where
-    there is no system's. A context manager; ends the helper."""
+    """`verbose`: a line for every program, not only for those that are refused. The sealer stays its owner's."""
 
-    def __init__(self, signing: Signing, *, verbose: bool = False) -> None:
+    def __init__(self, sealer: Sealer, *, verbose: bool = False) -> None:
         self.verbose = verbose
-        self._sealer = Sealer(signing)
+        self._sealer = sealer
         self._translator = Translator()
         self._said: set[str] = set()
         self._noted = False
-        self._sealer.start()
-
-    def close(self) -> None:
-        self._sealer.close()
 
     def answer(self, listener: Listener, call: Call) -> None:
         """Answers one stopped call, whatever comes of it."""

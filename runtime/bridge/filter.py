@@ -1,5 +1,7 @@
 """The seccomp filter of `bpfseal exec`, and starting a command under it.
 
+The command waits for whatever this module imports, so that is little.
+
 Only bpf(BPF_PROG_LOAD) is stopped; every other call, other bpf() commands included, is decided by the filter alone.
 The 32-bit and x32 numbers of the call are stopped too: `union bpf_attr` is the same for them. Offsets of `struct
 seccomp_data` from include/uapi/linux/seccomp.h, numbers from the kernel's system call tables.
@@ -12,11 +14,14 @@ import errno
 import os
 import signal
 import struct
-from collections.abc import Collection, Mapping
-from typing import Final
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.syscall import address_of, syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from typing import Final
 
 _SET_MODE_FILTER: Final = 1
 _NEW_LISTENER: Final = 1 << 3

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.bridge.tool import Tool, ToolError
@@ -35,8 +34,7 @@ class Unsupported(BpfsealError):
         self.program = program
 
 
-@dataclass(frozen=True, slots=True)
-class ProgLoad:
+class ProgLoad(NamedTuple):
     """Attributes by their names in the kernel; `func_info` and `line_info` in records of 8 and 16 bytes. Descriptors
     are numbers in the tool."""
 
@@ -55,8 +53,7 @@ class ProgLoad:
     fd_array_cnt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
+class Log(NamedTuple):
     """Where the tool wants the verifier's log."""
 
     level: int

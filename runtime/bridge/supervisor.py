@@ -1,26 +1,30 @@
-"""Runs a command under the filter and answers its program loads until it has ended."""
+"""Runs a command under the filter and answers its program loads until it has ended.
+
+The command is started before anything is imported that it does not wait for. What its first program will need is made
+ready while it starts: the signing helper first, which takes longest, then the modules that carry programs over.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import select
 import signal
-import struct
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
 
 from bpfseal.runtime.bridge.filter import Command
-from bpfseal.runtime.bridge.listener import Listener
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
     from bpfseal.runtime.bridge.carrier import Carrier
+    from bpfseal.runtime.sealing import Sealer
 
 FORWARDED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALFD_INFO: Final = 128
 _SI_KERNEL: Final = 0x80  # typed at the terminal: the whole foreground group has it already
-# A command that is still there after this time, and has loaded nothing, has the helper started for it.
-_IDLE_MS: Final = 100
+# A command that ends before this time cannot have wanted more than to say how it is used.
+_GRACE_MS: Final = 2
 
 
 class Supervisor:
@@ -31,6 +35,7 @@ class Supervisor:
         self._policy = policy
         self._unsafe = unsafe
         self._verbose = verbose
+        self._sealer: Sealer | None = None
         self._carrier: Carrier | None = None
 
     def run(self, argv: Sequence[str]) -> int:
@@ -46,40 +51,50 @@ class Supervisor:
             finally:
                 command.close()
         finally:
-            if self._carrier is not None:
-                self._carrier.close()
+            if self._sealer is not None:
+                self._sealer.close()
             os.close(signals)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _serve(self, command: Command, signals: int) -> None:
+        import select
+
+        from bpfseal.runtime.bridge.listener import Listener
+
         listener = Listener(command.listener)
         poll = select.poll()
         for fd in (command.listener, command.pidfd, signals):
             poll.register(fd, select.POLLIN)
         while True:
-            events = poll.poll(None if self._carrier else _IDLE_MS)
+            events = poll.poll(None if self._carrier else _GRACE_MS if self._sealer is None else 0)
             if not events:
-                self._start()
+                self._prepare()
             ready = dict(events)
             if signals in ready:
                 _forward(os.read(signals, _SIGNALFD_INFO), command)
             stopped = ready.get(command.listener, 0)
             if stopped & select.POLLIN:
                 if (call := listener.receive()) is not None:
-                    self._start().answer(listener, call)
+                    while self._carrier is None:
+                        self._prepare()
+                    self._carrier.answer(listener, call)
             elif command.pidfd in ready:
                 return
             elif stopped:  # nobody is left under the filter
                 poll.unregister(command.listener)
 
-    def _start(self) -> Carrier:
-        if self._carrier is None:
-            from bpfseal.runtime.bridge.carrier import Carrier
-            from bpfseal.runtime.sealing import Signing
+    def _prepare(self) -> None:
+        """The next step towards carrying programs over: the helper's start, then everything else."""
+        if self._sealer is None:
+            from bpfseal.runtime.sealing import Sealer, Signing
 
             signing = Signing(mode=self._signing, policy=self._policy, unsafe=self._unsafe)
-            self._carrier = Carrier(signing, verbose=self._verbose)
-        return self._carrier
+            self._sealer = Sealer(signing)
+            self._sealer.start()
+        elif self._carrier is None:
+            from bpfseal.runtime.bridge.carrier import Carrier
+
+            self._carrier = Carrier(self._sealer, verbose=self._verbose)
 
 
 def _signalfd(numbers: Sequence[int]) -> int:
@@ -95,6 +110,8 @@ def _signalfd(numbers: Sequence[int]) -> int:
 
 def _forward(info: bytes, command: Command) -> None:
     """`struct signalfd_siginfo`: number, errno, code."""
+    import struct
+
     number, _errno, code = struct.unpack_from("<Iii", info)
     if code != _SI_KERNEL:
         command.signal(number)

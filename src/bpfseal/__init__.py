@@ -5,9 +5,10 @@ The façade is lazy: importing it costs nothing but this file.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as type checkers know it; `typing` takes longer to import than most commands to run
 if TYPE_CHECKING:
+    from typing import Any
+
     from bpfseal.errors import BpfsealError as BpfsealError
     from bpfseal.runtime.api import Session as Session
     from bpfseal.runtime.api import trace as trace
