@@ -17,8 +17,7 @@ What a `dsl.env.Point` holds, by kind (members that are not named are empty; num
     kprobe kretprobe     module ("" for the kernel itself), function; number: offset in bytes, or the address when
                          function is empty; params multi 1: kprobe_multi can take it, unlisted 1: --unsafe
                          tries although the kernel lists no such function
-    fentry fexit         module ("vmlinux" for the kernel itself), function; module "bpf": function is the program's or
-                         subprogram's name, params id: program id
+    fentry fexit         module ("vmlinux" for the kernel itself), function
     uprobe uretprobe     module: the file, function: its symbol as in the symbol table ("" for a bare address);
                          number: offset in the file; params address: virtual address, offset: from the symbol,
                          lang "cpp"

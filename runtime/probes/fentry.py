@@ -29,6 +29,8 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     if not safe(function):
         return []
     if module:
+        if module != "vmlinux" and module not in world.types.modules():
+            raise ProbeError(f"specified module {module} in probe {spec.kind}:{module}:{function} is not loaded")
         return [_point(spec.kind, module, function)] if _own(world, module, function) else []
     if _own(world, "vmlinux", function):
         return [_point(spec.kind, "vmlinux", function)]
@@ -68,27 +70,31 @@ def _all(world: World) -> Iterator[tuple[str, list[str]]]:
 
 
 def _programs(spec: AttachSpec) -> Sequence[Point]:
-    from bpfseal.dsl.env import Point
+    """None is found, or an error: a program has to be named by a descriptor when another is attached to it, and the
+    loader that is signed can get none (bpf_sys_bpf, kernel/bpf/syscall.c). What it were handed would not be what was
+    signed for."""
     from bpfseal.runtime.probes.programs import functions
 
     wanted = spec.parts[1] if len(spec.parts) == 3 else "*"
     in_name = matcher(spec.parts[-1])
     try:
-        return [
-            Point(spec.kind, f"{spec.kind}:bpf:{id}:{name}", "bpf", name, params=(("id", id),))
-            for id, name in functions()
-            if in_name(name) and wanted in ("*", str(id))
-        ]
+        found = [f"{id}:{name}" for id, name in functions() if in_name(name) and wanted in ("*", str(id))]
     except OSError as error:
         raise ProbeError(f"cannot list BPF programs: {error.strerror}", hint="needs CAP_SYS_ADMIN") from None
+    if found:
+        raise ProbeError(
+            f"BPF programs such as {found[0]} cannot be probed: no signature can cover which program it is",
+            hint="probe the kernel functions that it calls",
+        )
+    return []
 
 
 def _args(world: World, point: Point) -> Args:
     from bpfseal.dsl.env import Args
     from bpfseal.dsl.types import RecordInfo
 
-    if world.types is None or point.module == "bpf":
-        return nothing() if point.module != "bpf" else Args(None, "argument")
+    if world.types is None:
+        return nothing()
     proto = world.types.prototype(point.function, point.module)
     if proto is None:
         return Args(None, "argument")
