@@ -1,9 +1,14 @@
-"""A short run of the dispatcher's fuzzer; `python -m tests.fuzz.fuzz_dispatch` goes on from here."""
+"""A short run of the dispatcher's fuzzer (`python tests/fuzz/fuzz_dispatch.py` goes on from here), and its fairness."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from bpfseal.signer import protocol
+from bpfseal.signer.identity import Identity
+from bpfseal.signer.server import BATCH
 from tests.fuzz import fuzz_dispatch
 
 
@@ -25,3 +30,23 @@ def test_the_oracle_is_not_blind() -> None:
     assert "sys_enter_kill" in verdicts[1]
     assert any(verdict == "" for verdict in verdicts[2:])
     assert any(verdict for verdict in verdicts[2:])
+
+
+def test_who_cost_the_least_is_answered_first(tmp_path: Path) -> None:
+    """More requests of an expensive user than one turn takes do not keep a cheap one waiting."""
+    campaign = fuzz_dispatch.Campaign(tmp_path, real=True)
+    server, service = campaign.server, campaign.service
+    before = set(server._connections)
+    lines = [campaign.connect() for _ in range(2 * BATCH + 1)]
+    connections = list(server._connections - before)
+    users = [1001] * 2 * BATCH + [1002]
+    service.users[1001].cpu_ns, service.users[1002].cpu_ns = 10**9, 10**6
+    server._queue = [(c, protocol.Hello(), Identity(uid, uid)) for c, uid in zip(connections, users, strict=True)]
+    server._answer()
+    waiting = [who.uid for _, _, who in server._queue]
+    assert len(waiting) == BATCH + 1
+    assert 1002 not in waiting
+    server._answer()
+    server._answer()
+    assert all(line.read() for line in lines)
+    assert campaign.finish().wrong == []
