@@ -2,7 +2,7 @@
 # Installs the Debian packages that tests, demo and symbol look-up use and that are not there yet.
 # Without root or apt it says what is missing and goes on: the tests that need it skip with that reason.
 set -euo pipefail
-packages=(qemu-system-x86 qemu-system-common seabios ipxe-qemu python3-bpfcc bpftool bpftrace gcc g++ libc6-dev softhsm2)
+packages=(qemu-system-x86 qemu-system-common seabios ipxe-qemu python3-bpfcc bpftool bpftrace gcc g++ libc6-dev softhsm2 iproute2 tcpdump)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
