@@ -220,6 +220,10 @@ def test_errors_at_run_time_are_told_with_their_place() -> None:
 
 
 def test_begin_output_comes_after_attaching() -> None:
-    done = trace('BEGIN { printf("x\\n"); exit(); } END { printf("y\\n"); }', "-f", "json")
-    assert [json.loads(line)["type"] for line in done.out.splitlines()] == ["attached_probes", "printf", "printf"]
-    assert json.loads(done.out.splitlines()[0])["count"] == 2
+    program = 'BEGIN { printf("x\\n"); exit(); } END { printf("y\\n"); }'
+    done = subprocess.run(command("-f", "json", "-e", program), capture_output=True, timeout=60, check=True, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["type"] for line in lines] == ["attached_probes", "printf", "printf"]
+    assert lines[0]["count"] == 2
+    quiet = trace(program, "-f", "json")
+    assert [json.loads(line)["type"] for line in quiet.out.splitlines()] == ["printf", "printf"]
