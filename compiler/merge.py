@@ -29,6 +29,24 @@ def merged(probes: Sequence[typed.Probe]) -> list[typed.Probe]:
     return found
 
 
+def in_one_program(probes: Sequence[typed.Probe]) -> list[tuple[typed.Probe, list[tuple[typed.Stmt, ...]]]]:
+    """Each probe with the bodies that its programs run one after the other: its own, and for xdp, of which an interface
+    takes only one program, those of all probes on the same interfaces. The probe's body is then all of them."""
+    found: list[tuple[typed.Probe, list[tuple[typed.Stmt, ...]]]] = []
+    place: dict[tuple[str, ...], int] = {}
+    for probe in probes:
+        names = tuple(p.name for p in probe.points)
+        at = place.get(names) if probe.points and probe.points[0].kind == "xdp" else None
+        if at is None:
+            place[names] = len(found)
+            found.append((probe, [probe.body]))
+            continue
+        first, bodies = found[at]
+        args = first.args if first.args.fields is not None else probe.args
+        found[at] = replace(first, body=first.body + probe.body, args=args), [*bodies, probe.body]
+    return found
+
+
 def _alike(a: typed.Probe, b: typed.Probe) -> bool:
     return (
         a.uses_probe_name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bpfseal.compiler import (  # the handlers register themselves
@@ -28,7 +28,7 @@ from bpfseal.compiler.gen import STRIDE, Gen
 from bpfseal.compiler.ir import I64, PTR, Function, Value, const
 from bpfseal.compiler.link import DECLARATIONS
 from bpfseal.compiler.llvm import DATA_LAYOUT, TRIPLE
-from bpfseal.compiler.merge import merged
+from bpfseal.compiler.merge import in_one_program, merged
 from bpfseal.compiler.plan import Program
 from bpfseal.compiler.unit import Unit
 from bpfseal.dsl import typed
@@ -46,10 +46,10 @@ declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 def write(unit: Unit) -> list[Program]:
     """Write all programs of the script into the unit."""
     done: list[Program] = []
-    for probe in merged(unit.script.probes):
+    for probe, bodies in in_one_program(merged(unit.script.probes)):
         for program in plan.programs(unit, probe):
             named = replace(program, name=f"p{len(done)}")
-            _write_program(unit, named, probe)
+            _write_program(unit, named, probe, bodies)
             done.append(named)
     return plan.attach_order(done)
 
@@ -70,7 +70,7 @@ def text(unit: Unit) -> str:
     )
 
 
-def _write_program(unit: Unit, program: Program, probe: typed.Probe) -> None:
+def _write_program(unit: Unit, program: Program, probe: typed.Probe, bodies: Sequence[tuple[typed.Stmt, ...]]) -> None:
     named = probe.uses_probe_name and len(program.points) > 1
     first = unit.probe_numbers([p.name for p in program.points])
     fn = Function(program.name, I64, (Value(PTR, "%ctx"),), tail=f'section ".f.{program.name}" ')
@@ -89,9 +89,20 @@ def _write_program(unit: Unit, program: Program, probe: typed.Probe) -> None:
     declare_variables(g, probe.body, unset_variables(probe.body))
     if program.kind in ("xdp", "tc"):
         packet.prepare(g, probe.body)
-    g.statements(probe.body)
+    for body in bodies[:-1]:
+        _statements_before_others(g, body)
+    g.statements(bodies[-1])
     g.fn.ret(const(program.result))
     unit.add_function(fn, g.declared)
+
+
+def _statements_before_others(g: Gen, body: tuple[typed.Stmt, ...]) -> None:
+    """A body that others follow: where it ends early, they go on, unless it has decided."""
+    leave, following = g.leave, g.fn.fresh("following")
+    g.leave = lambda value: g.fn.jump(following) if value is None else leave(value)
+    g.statements(body)
+    g.fn.start(following)
+    g.leave = leave
 
 
 def _guard(g: Gen, program: Program, addresses: Mapping[str, int]) -> None:
