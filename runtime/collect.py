@@ -55,8 +55,8 @@ class Site:
         self.reader = reader
         self.names = of_call(source, event.where, len(event.fields), format=event.action != "print")
         self.located = any(needs_session(field.shape) for field in event.fields)
-        named: Any = namedtuple(event.action, self.names, rename=True)
-        self._make: Callable[[Iterator[Any]], tuple[Any, ...]] = named._make
+        kind: Any = namedtuple  # mypy wants its names written out
+        self._make: Callable[[Iterator[Any]], tuple[Any, ...]] = kind(event.action, self.names, rename=True)._make
         self._decode = [(f.offset, decoder(f.shape, reader.enums)) for f in event.fields]
         if event.action == "print":
             shape = event.fields[0].shape

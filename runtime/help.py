@@ -36,6 +36,9 @@ OUTPUT
     -o FILE              write to FILE          -f text|json     format
     -q                   no messages of our own -B line|full|none  buffering
     -v                   say more; on a verifier rejection show its log
+    --live               maps as a full-screen view with rates; the maps are printed at the end as always
+    --flamegraph FILE    maps with stacks as a flame graph, .svg or .html
+    --heatmap FILE.svg   histograms over time
     -k                   report failed reads of memory
     --pcap FILE          where capture() writes packets to, for tcpdump -r
     --no-warnings        no warnings            --raw            control bytes to a terminal as they are

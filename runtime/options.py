@@ -51,6 +51,8 @@ class Options(msgspec.Struct):
     emit_llvm: str | None = None
     raw: bool = False
     flamegraph: str | None = None
+    heatmap: str | None = None
+    live: bool = False
     pcap: str | None = None
     info: bool = False
     help: bool = False
@@ -93,6 +95,8 @@ _LONG = [
     "lifetime=",
     "raw",
     "flamegraph=",
+    "heatmap=",
+    "live",
     "pcap=",
     "no-cache",
     "format=",
@@ -194,6 +198,10 @@ def _apply(options: Options, name: str, value: str) -> None:
             options.flamegraph = value
         case "--pcap":
             options.pcap = value
+        case "--heatmap":
+            options.heatmap = value
+        case "--live":
+            options.live = True
         case "--no-cache":
             options.no_cache = True
         case _ if name in _IGNORED:

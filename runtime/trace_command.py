@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, TextIO
 
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.build import Built, Request, build, read_source
+from bpfseal.runtime.extras import Extras
 from bpfseal.runtime.options import Options
 from bpfseal.runtime.render import make_output
+from bpfseal.runtime.render.resolve import Resolver
 from bpfseal.runtime.sealing import Sealer, Signing
 from bpfseal.runtime.session import Session
 from bpfseal.runtime.sink import OutputSink
+from bpfseal.runtime.title import show_own_name
 from bpfseal.signer.bundle import SealedBundle
 
 if TYPE_CHECKING:
@@ -87,10 +90,15 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
         log_level=1 if options.verbose else 0,
     )
     with session:
-        output = make_output(options, file, session)
+        resolver = Resolver(session)
+        output = make_output(options, file, resolver)
         packets = _packet_file(options, built)
-        sink = OutputSink(output, allow_system=options.unsafe, when_attached=_notify_attached, packets=packets)
+        extras = Extras(options, session, resolver)
+        sink = OutputSink(
+            extras.output or output, allow_system=options.unsafe, when_attached=_notify_attached, packets=packets
+        )
         _stop_on_signals(session)
+        show_own_name()
         status = None
         if options.mode in ("test", "bench"):
             from bpfseal.runtime import trials
@@ -98,10 +106,10 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
             status = trials.run(session, options, output, file)
         else:
             session.start(sink)
-            if not options.dry_run:
-                session.run()
-            else:
+            if options.dry_run:
                 session.finish()
+            else:
+                extras.run()
         output.end()
         if status is None and built.reader.config.get("print_maps_on_exit", True):
             for contents in session.maps.all_contents():
@@ -111,33 +119,9 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
             packets.close()
             if not options.quiet:
                 sys.stderr.write(f"{packets.packets} packets captured in {packets.path}\n")
-        if options.flamegraph:
-            _draw(session, options.flamegraph)
+        extras.draw()
         # As in bpftrace: what exit() said; the status of the -c child is the child's own business.
         return session.status if status is None else status
-
-
-def _draw(session: Session, path: str) -> None:
-    """--flamegraph: the maps with stacks in their keys as a picture. Raises BpfsealError."""
-    from bpfseal.runtime.render.flamegraph import svg, tree
-    from bpfseal.runtime.symbols import Symbols
-    from bpfseal.runtime.values import StackValue
-
-    symbols = Symbols()
-
-    def frames(stack: StackValue) -> list[str]:
-        kernel = stack.space == "kernel"
-        addresses = session.stack_frames(stack)
-        return [symbols.kernel(a) if kernel else symbols.user(a, stack.pid) for a in addresses]
-
-    root = tree(list(session.maps.all_contents()), frames)
-    if root is None:
-        raise BpfsealError("nothing to draw: no map has a stack in its key", hint="for example @[kstack] = count()")
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(svg(root, "bpfseal"))
-    except OSError as error:
-        raise BpfsealError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _packet_file(options: Options, built: Built) -> PacketFile | None:
@@ -176,8 +160,12 @@ def _open_output(options: Options) -> TextIO:
 def _stop_on_signals(session: Session) -> None:
     """First Ctrl-C or SIGTERM: end the trace and print the maps. The second: quit at once."""
 
+    signals = 0
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if session.stopping:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
             os._exit(128 + number)
         session.stop()
 

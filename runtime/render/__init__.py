@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from bpfseal.runtime.options import Options
-    from bpfseal.runtime.session import Session
+    from bpfseal.runtime.render.resolve import Resolver
     from bpfseal.runtime.sink import Output
 
 
-def make_output(options: Options, file: TextIO, session: Session) -> Output:
+def make_output(options: Options, file: TextIO, resolver: Resolver) -> Output:
     """The Output that `options.format` names, writing to `file`."""
-    from bpfseal.runtime.render.resolve import Resolver
-
-    resolver = Resolver(session)
     escape = not options.raw and file.isatty()
     if options.format == "json":
         from bpfseal.runtime.render.json_output import JsonOutput

@@ -80,7 +80,7 @@ def svg(root: Node, title: str = "") -> str:
             f'viewBox="0 0 {_WIDTH} {height}" font-family="monospace" font-size="11">'
         ),
         f'<rect width="{_WIDTH}" height="{height}" fill="#fdfdf8"/>',
-        f'<text x="{_WIDTH / 2}" y="24" text-anchor="middle" font-size="15">{_escaped(title)}</text>',
+        f'<text x="{_WIDTH / 2}" y="24" text-anchor="middle" font-size="15">{escaped(title)}</text>',
     ]
     scale = (_WIDTH - 2 * _EDGE) / root.value
     stack: list[tuple[Node, float, int]] = [(root, float(_EDGE), 0)]
@@ -99,20 +99,40 @@ def svg(root: Node, title: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
+_SCRIPT = """
+const find = document.getElementById("find");
+find.oninput = () => {
+  const word = find.value.toLowerCase();
+  for (const box of document.querySelectorAll("g"))
+    box.style.opacity = !word || box.querySelector("title").textContent.toLowerCase().includes(word) ? 1 : 0.25;
+};
+"""
+
+
+def html(root: Node, title: str = "") -> str:
+    """The picture in a page of its own, where what is typed stands out; nothing is loaded from elsewhere."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>\n'
+        "<style>body { margin: 1em; font-family: monospace } g:hover rect { stroke: #000 }</style></head>\n"
+        f'<body><input id="find" type="search" placeholder="function">\n{svg(root, title)}'
+        f"<script>{_SCRIPT}</script></body></html>\n"
+    )
+
+
 def _box(node: Node, x: float, y: float, width: float, percent: float) -> str:
     room = int((width - 4) / _LETTER)
     label = node.name if len(node.name) <= room else node.name[: room - 2] + ".." if room > 3 else ""
     # A colour by the name, so that one function looks the same everywhere and in every picture.
     shade = sum(node.name.encode("utf-8", "replace")) * 37 % 60
-    text = f'<text x="{x + 2:.1f}" y="{y + 12:.1f}">{_escaped(label)}</text>' if label else ""
+    text = f'<text x="{x + 2:.1f}" y="{y + 12:.1f}">{escaped(label)}</text>' if label else ""
     return (
-        f"<g><title>{_escaped(node.name)}: {node.value} ({percent:.2f} %)</title>"
+        f"<g><title>{escaped(node.name)}: {node.value} ({percent:.2f} %)</title>"
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width - 0.3, 0.2):.1f}" height="{_HEIGHT - 1}" '
         f'fill="hsl({shade},85%,64%)" rx="1"/>{text}</g>'
     )
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """For XML, which has no control characters even escaped."""
     clean = "".join(c if c.isprintable() else "?" for c in text)
     return clean.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

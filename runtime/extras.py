@@ -1,0 +1,62 @@
+"""What a trace of the command line shows beside its output: --live, --heatmap, --flamegraph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bpfseal.errors import UsageError
+
+if TYPE_CHECKING:
+    from bpfseal.runtime.live import LiveOutput, View
+    from bpfseal.runtime.options import Options
+    from bpfseal.runtime.render.heatmap import HeatMap
+    from bpfseal.runtime.render.resolve import Resolver
+    from bpfseal.runtime.session import Session
+
+
+class Extras:
+    """`output`: where the trace's events go while it runs, None for the usual one. Nothing is imported for what was not
+    asked for."""
+
+    def __init__(self, options: Options, session: Session, resolver: Resolver) -> None:
+        self._options = options
+        self._session = session
+        self._resolver = resolver
+        self._view: View | None = None
+        self._heat: HeatMap | None = None
+        self.output: LiveOutput | None = None
+        if options.live:
+            from bpfseal.runtime.live import View
+
+            if options.format == "json":
+                raise UsageError("--live shows maps to people, -f json is for programs: choose one")
+            self._view = View(session, resolver.text, session.bundle.source)
+            self.output = self._view.output
+        if options.heatmap:
+            from bpfseal.runtime.render.heatmap import HeatMap
+
+            self._heat = HeatMap(session)
+
+    def run(self) -> None:
+        """The trace, to its end."""
+        watchers = [watcher for watcher in (self._view, self._heat) if watcher is not None]
+        if not watchers:
+            self._session.run()
+            return
+        from contextlib import nullcontext
+
+        from bpfseal.runtime.watch import run
+
+        with self._view or nullcontext():
+            run(self._session, watchers)
+
+    def draw(self) -> None:
+        """The pictures. Raises BpfsealError."""
+        if self._options.flamegraph:
+            from bpfseal.runtime.pictures import flamegraph
+
+            flamegraph(self._session, self._resolver.symbols, self._options.flamegraph)
+        if self._heat is not None and self._options.heatmap:
+            from bpfseal.runtime.pictures import heatmap
+
+            heatmap(self._heat, self._options.heatmap)
