@@ -21,7 +21,8 @@ import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import protocol
-from bpfseal.signer.bundle import MAX_BUNDLE_BYTES, SealedBundle, SealRequest
+from bpfseal.signer.bundle import SealedBundle, SealRequest
+from bpfseal.signer.limits import MAX_BUNDLE_BYTES
 from bpfseal.signer.protocol import Reply, Request
 
 SOCKET = "/run/bpfseal/signer.sock"
@@ -130,6 +131,12 @@ class SignerClient:
     def revoke(self) -> protocol.Done:
         self._ready()
         return self._ask(protocol.Revoke(), protocol.Done)
+
+    def keep(self, decisions: Sequence[protocol.LoadDecision]) -> None:
+        """Put what enforcement decided into the audit log; for administrators. Raises SignerError."""
+        self._ready()
+        for first in range(0, len(decisions), 256):
+            self._ask(protocol.Decisions(decisions=tuple(decisions[first : first + 256])), protocol.Done)
 
     # The wire ----------------------------------------------------------------------------------------------------
 

@@ -12,12 +12,13 @@ client says who it is; that comes from the kernel, with each message (`signer.pe
 from __future__ import annotations
 
 import struct
-from typing import TypeAlias, TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
 
 from bpfseal.errors import BpfsealError
-from bpfseal.signer.bundle import MAX_BUNDLE_BYTES, Record, SealedBundle, SealRequest
+from bpfseal.signer.bundle import Record, SealedBundle, SealRequest
+from bpfseal.signer.limits import MAX_BUNDLE_BYTES
 from bpfseal.signer.sealed_file import Seal as FileSeal
 
 VERSION = 1
@@ -26,6 +27,9 @@ SMALL, LARGE = 0, 1
 LIMITS = {SMALL: 1 << 20, LARGE: MAX_BUNDLE_BYTES + 4096}
 # A sealed bundle holds the bundle's bytes again, rearranged, and the loader.
 REPLY_LIMIT = 2 * MAX_BUNDLE_BYTES + (1 << 20)
+
+
+ShortText: TypeAlias = Annotated[str, msgspec.Meta(max_length=96)]
 
 
 class ProtocolError(BpfsealError):
@@ -72,7 +76,29 @@ class ListKeys(Record, frozen=True, tag="keys"):
     pass
 
 
-Request: TypeAlias = Hello | Status | Certificate | Seal | Check | Rotate | Revoke | ListKeys
+class LoadDecision(Record, frozen=True):
+    """What enforcement decided about one load. `wall_ms` is wall time in ms; `keyring` a serial number or a name, empty
+    for what has no signature."""
+
+    wall_ms: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+    uid: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    pid: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    comm: ShortText
+    verdict: ShortText
+    reason: ShortText
+    keyring: ShortText
+    type: ShortText
+    program: ShortText
+
+
+class Decisions(Record, frozen=True, tag="decisions"):
+    """For the audit log: decisions that an administrator's `bpfseal enforce log` read from the kernel. The record says
+    who reported them; the helper has not seen them itself."""
+
+    decisions: Annotated[tuple[LoadDecision, ...], msgspec.Meta(min_length=1, max_length=256)]
+
+
+Request: TypeAlias = Hello | Status | Certificate | Seal | Check | Rotate | Revoke | ListKeys | Decisions
 
 # Replies ----------------------------------------------------------------------------------------------------------
 

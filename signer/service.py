@@ -10,7 +10,10 @@ import base64
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
+
+import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import protocol, seal
@@ -103,6 +106,9 @@ class Service:
                 elif isinstance(request, protocol.Rotate | protocol.Revoke):
                     self._demand_admin(who)
                     audited.append((index, who, self._prepare_keys(request)))
+                elif isinstance(request, protocol.Decisions):
+                    self._demand_admin(who)
+                    audited.append((index, who, partial(_kept, request)))
                 else:
                     replies[index] = self._answer(who, request)
             except Exception as error:
@@ -349,6 +355,11 @@ class Service:
                 self.checkpoint()
         self._keys.close()
         self._audit.close()
+
+
+def _kept(request: protocol.Decisions, number: int) -> Outcome:
+    told = [msgspec.structs.asdict(decision) for decision in request.decisions]
+    return Outcome(protocol.Done(), "decisions", {"decisions": told}, allowed=True)
 
 
 def _who(who: Identity) -> dict[str, Any]:

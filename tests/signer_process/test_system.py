@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -13,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import audit_read
 from bpfseal.signer.client import SealRefused, SignerError, connect
+from bpfseal.signer.protocol import LoadDecision
 from bpfseal.signer.system import SocketError, listen
 
 from .conftest import POLICY, Helper, as_user, needs_root, running, small_bundle
@@ -84,6 +87,37 @@ def test_without_the_group_there_is_no_way_in(users: Helper) -> None:
 def test_keys_are_the_administrators(users: Helper, verb: str) -> None:
     answer = as_user(20002, 0, ask(users, lambda client: getattr(client, verb)()))
     assert answer == "SignerError: only an administrator of the signing helper may ask this"
+
+
+def _decision(comm: str = "bpftool") -> LoadDecision:
+    return LoadDecision(
+        wall_ms=1,
+        uid=0,
+        pid=7,
+        comm=comm,
+        verdict="refused",
+        reason="not signed",
+        keyring="",
+        type="kprobe",
+        program="p",
+    )
+
+
+@needs_root
+def test_decisions_of_enforcement_are_kept_for_administrators(users: Helper) -> None:
+    answer = as_user(20002, 0, ask(users, lambda client: client.keep([_decision()])))  # type: ignore[attr-defined]
+    assert answer == "SignerError: only an administrator of the signing helper may ask this"
+    with users.client() as client:
+        client.keep([_decision()] * 300)
+        state = client.status()
+    records = [json.loads(line) for line in Path(state.audit).read_text().splitlines()]
+    kept = [record for record in records if record["event"] == "decisions"]
+    assert [len(record["decisions"]) for record in kept] == [256, 44]
+    assert kept[0]["decisions"][0] == msgspec.to_builtins(_decision())
+    assert (kept[0]["uid"], kept[0]["pid"]) == (0, os.getpid())
+    with users.client() as client, pytest.raises(SignerError):
+        client.keep([_decision("x" * 97)])
+    assert audit_read.verify(state.audit).good
 
 
 @needs_root
