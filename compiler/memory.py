@@ -7,6 +7,8 @@ cannot be read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from bpfseal.compiler.gen import (
@@ -20,6 +22,7 @@ from bpfseal.compiler.gen import (
 )
 from bpfseal.compiler.ir import I64, PTR, Value, const
 from bpfseal.dsl import typed, types
+from bpfseal.dsl.node import replaced
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import Field, Type, size_of, tuple_layout
 
@@ -313,15 +316,33 @@ def read_bits(g: Gen, place: Place, field: Field, type: Type) -> Value:
 
 def _scalar(g: Gen, node: typed.FieldOf | typed.IndexOf | typed.Deref | typed.ElementOf) -> Value:
     place = place_of(g, node)
-    if isinstance(node, typed.FieldOf) and node.field.bits:
-        return read_bits(g, place, node.field, node.type)
-    return read_scalar(g, place, node.type)
+    with _reported_at(g, node):
+        if isinstance(node, typed.FieldOf) and node.field.bits:
+            return read_bits(g, place, node.field, node.type)
+        return read_scalar(g, place, node.type)
 
 
 def _memory(
     g: Gen, node: typed.FieldOf | typed.IndexOf | typed.Deref | typed.ElementOf, target: Value, clean: bool
 ) -> None:
-    read_memory(g, place_of(g, node), node.type, target, clean)
+    place = place_of(g, node)
+    with _reported_at(g, node):
+        read_memory(g, place, node.type, target, clean)
+
+
+@contextmanager
+def _reported_at(g: Gen, node: typed.Expr) -> Iterator[None]:
+    """A failure to read is told with the place of the expression that was read."""
+    base = node
+    while isinstance(base, typed.FieldOf | typed.IndexOf | typed.ElementOf):
+        base = base.base
+    outer = g.span
+    if base.span.source == node.span.source >= 0:
+        g.span = replaced(node.span, start=base.span.start)
+    try:
+        yield
+    finally:
+        g.span = outer
 
 
 def _address(g: Gen, node: typed.FieldOf | typed.IndexOf | typed.Deref | typed.ElementOf) -> Value | None:

@@ -117,6 +117,7 @@ def reg(c: State, node: ast.Call) -> typed.Expr:
     name = arguments.name(c, node, 0)
     if name is None:
         return nothing(node.span)
+    name = {"pc": "ip"}.get(name, name)
     if name not in REGISTERS:
         close = near(name.removeprefix("r").removeprefix("e"), REGISTERS, 2)
         hint = "did you mean " + " or ".join(close) + "?" if close else "registers are " + " ".join(sorted(REGISTERS))
