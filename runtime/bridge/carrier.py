@@ -19,7 +19,16 @@ from typing import Final
 
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.bridge.listener import Call, Listener
-from bpfseal.runtime.bridge.request import LOG_TRUE_SIZE, Log, ProgLoad, Unsupported, log_of, read, read_attr
+from bpfseal.runtime.bridge.request import (
+    LOG_TRUE_SIZE,
+    Log,
+    ProgLoad,
+    SignedAlready,
+    Unsupported,
+    log_of,
+    read,
+    read_attr,
+)
 from bpfseal.runtime.bridge.tool import Tool, ToolError
 from bpfseal.runtime.bridge.translate import Translator
 from bpfseal.runtime.load import attempt, errno_name
@@ -30,6 +39,7 @@ from bpfseal.signer.loader import LoadResult, Stage
 
 _MAX_SAID: Final = 1000
 _LARGE: Final = 16 << 20
+_ENFORCING: Final = 2  # of the modes off, audit, enforce
 
 # What the analysis refuses and the verifier would too: libraries that try things out look at the errno, and take EPERM
 # for "not permitted at all". Everything else the analysis or the policy refuses is EPERM.
@@ -95,6 +105,12 @@ class Carrier:
             if not listener.alive(call):
                 return
             result = self._load(tool, call, bundle, log)
+        except SignedAlready as error:
+            if not _enforced():
+                raise _Refusal(error.message, error.program, errno.EPERM) from None
+            self._tell(tool, f"left program {error.program or 'without a name'} to the kernel", "it is signed already")
+            listener.proceed(call)
+            return
         except Unsupported as error:
             raise _Refusal(error.message, load.name if load else error.program, errno.EPERM) from None
         except SealRefused as error:
@@ -183,6 +199,21 @@ class _Refusal(Exception):
         self.message = message
         self.program = program
         self.code = code
+
+
+def _enforced() -> bool:
+    """Whether this kernel refuses what nobody signed whom it was told to trust. That it does is looked at again for
+    every program: the kernel reads the program anew when it is let through."""
+    from bpfseal.runtime.enforce_state import State
+
+    try:
+        state = State.open()
+    except BpfsealError:
+        return False
+    if state is None:
+        return False
+    with state:
+        return state.attached and state.config().active == _ENFORCING
 
 
 def _origin(tool: Tool) -> str:

@@ -34,6 +34,10 @@ class Unsupported(BpfsealError):
         self.program = program
 
 
+class SignedAlready(Unsupported):
+    """By somebody else: the kernel's business, if it looks at whose signatures count."""
+
+
 class ProgLoad(NamedTuple):
     """Attributes by their names in the kernel; `func_info` and `line_info` in records of 8 and 16 bytes. Descriptors
     are numbers in the tool."""
@@ -73,11 +77,12 @@ def read(tool: Tool, address: int, size: int) -> tuple[ProgLoad, Log]:
     for wanted, what in (
         (relo_cnt, "relocations that the kernel makes (core_relos) would change what was analysed"),
         (flags & _TOKEN_FLAG, "a token (prog_token_fd) is not for programs that are loaded on behalf of others"),
-        (signature_size, "it is signed already, by somebody else"),
         (ifindex, "programs for a network card's own processor are not analysed"),
     ):
         if wanted:
             raise Unsupported(what, _name(name))
+    if signature_size:
+        raise SignedAlready("it is signed already, by somebody else, and enforcement is off here", _name(name))
     if not 0 < insn_cnt <= _MAX_INSNS:
         raise ToolError(errno.E2BIG)
     program = ProgLoad(
