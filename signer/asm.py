@@ -77,10 +77,12 @@ _IMM32 = struct.Struct("<I")
 
 
 def put_imm(code: bytearray, slot: int, value: int, *, wide: bool = False) -> None:
-    """Replace the immediate of the instruction at `slot`; `wide` for both halves of an ld_imm64."""
-    _IMM32.pack_into(code, slot * INSN_SIZE + 4, value & 0xFFFFFFFF)
+    """Replace the immediate of the instruction at `slot`; `wide` for both halves of an ld_imm64. Raises ValueError for
+    a number that does not fit the one half."""
     if wide:
         _IMM32.pack_into(code, slot * INSN_SIZE + 12, value >> 32 & 0xFFFFFFFF)
+        value &= 0xFFFFFFFF
+    _IMM32.pack_into(code, slot * INSN_SIZE + 4, _imm(value) & 0xFFFFFFFF)
 
 
 def _imm(value: int) -> int:

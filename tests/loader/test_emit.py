@@ -187,3 +187,5 @@ def test_code_from_a_template_is_the_code(abi: int) -> None:
         )
         metadata, layout = blob.build(sample, terms.record)
         assert emit(sample, terms).insns == Code(layout, terms, metadata).bytes()
+    with pytest.raises(ValueError, match="does not fit"):
+        emit(samples.tiny(), Terms(abi=abi, uid=1 << 32, excl=ExclField(32, 4)))
