@@ -43,6 +43,12 @@ def _cgroup_path(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
 
 def _path(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
     size = size_of(node.type)
+    if g.deferred:
+        from bpfseal.compiler.paths import walk
+
+        g.clear(target, size)
+        walk(g, g.fn.integer(g.scalar(node.args[0]), I64), target, size)
+        return
     place = place_of(g, typed.Deref(node.args[0], types.Record("struct path", 16), node.span))
     g.clear(target, size)
 

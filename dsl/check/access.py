@@ -38,7 +38,8 @@ def through(type: Type, space: str) -> Type:
     """The type of what is found in memory of `space`: pointers of an undecided space lie in the same one."""
     match type:
         case Ptr(to=to, space="none") if space in ("kernel", "btf", "ctx", "user"):
-            return Ptr(to, space)
+            # The verifier follows pointers to records only.
+            return Ptr(to, "kernel" if space == "btf" and not isinstance(to, Record) else space)
         case Int() if type.space == "" and space in ("kernel", "btf", "ctx", "user"):
             return Int(type.bits, type.signed, type.flexible, "kernel" if space in ("btf", "ctx") else space)
         case _:

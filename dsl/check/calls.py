@@ -20,6 +20,9 @@ RULES: dict[str, Rule] = {
     **call_meta.RULES,
 }
 
+# Functions that deferred blocks may call in any probe.
+_LATER = frozenset({"path"})
+
 
 def call(c: State, node: ast.Call) -> typed.Expr:
     name = node.name
@@ -60,7 +63,7 @@ def allowed(c: State, node: ast.Call, spec: FunctionSpec) -> bool:
     if spec.unsafe and not c.env.target.unsafe:
         c.error(node.span, f"{spec.name}() is unsafe. To use you need the --unsafe flag")
         return False
-    if spec.probes and kind and kind not in spec.probes:
+    if spec.probes and kind and kind not in spec.probes and not (spec.name in _LATER and c.deferred >= 0):
         c.error(
             node.span,
             f"{spec.name}() cannot be used with {names.kind_name(kind)} probes",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +75,7 @@ def test_what_a_block_can_read(pageout: str, tmp_path: Path) -> None:
     content[8:16] = (kit.BASE + 64).to_bytes(8, "little")
     content[16:32] = b"a name".ljust(16, b"\0")
     content[64:72] = (9).to_bytes(4, "little") + bytes(4)
-    content[128:152] = b"".join((kit.BASE + at).to_bytes(8, "little") for at in (16, 160, 0))
+    content[128:152] = b"".join(at.to_bytes(8, "little") for at in (kit.BASE + 16, kit.BASE + 160, 0))
     content[160:166] = b"second"
     script = f"""
         struct thing {{ uint32 a; uint32 b; struct thing *next; char name[16]; }}
@@ -95,7 +97,13 @@ def test_what_a_block_can_read(pageout: str, tmp_path: Path) -> None:
     assert found.gone == 1, found.err
     assert found.maps["@now"] == {"0": 1}
     assert found.maps["@name"] == {"a name": 1}
-    assert found.printed == ["7 8 9 a name", r"\x07\x00\x00\x00\x08\x00\x00\x00", "a name", "9 9", "a name second\n"]
+    assert [text.rstrip("\n") for text in found.printed] == [
+        "7 8 9 a name",
+        r"\x07\x00\x00\x00\x08\x00\x00\x00",
+        "a name",
+        "9 9",
+        "a name second",
+    ]
 
 
 def test_the_users_stack(pageout: str, tmp_path: Path) -> None:
@@ -118,3 +126,26 @@ def test_the_users_stack(pageout: str, tmp_path: Path) -> None:
     assert [key.split() for key in found.maps["@most"]] == [[here, "111111"]]
     assert found.maps["@kept"] == {now: 20}
     assert (found.maps["@frames"], found.maps["@deep"]) == (1, 4)
+
+
+def test_paths(tmp_path: Path) -> None:
+    """path() from any probe: across mounts, of files, the executable, the working directory; pipes have none."""
+    script = """
+        tracepoint:syscalls:sys_enter_read /comm == "cat"/ {
+            $fd = args.fd;
+            defer {
+                $file = path(curtask.files.fdt.fd[$fd].f_path);
+                @[$file, path(curtask.mm.exe_file.f_path), path(curtask.fs.pwd)] = count();
+            }
+        }"""
+    folder = tmp_path / "a folder" / ("b" * 200)
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("text")
+    (tmp_path / "run.sh").write_text(f"cd '{folder}' && cat file /proc/self/stat | cat > /dev/null")
+    found = kit.trace(script, f"/bin/sh {tmp_path}/run.sh")
+    assert found.account["run"] == found.account["scheduled"] > 0, found.err
+    seen = [key.split(",") for key in found.maps["@"]]
+    here = [words for words in seen if words[2] == str(folder)]
+    files = {re.sub(r"\d+", "N", words[0]) if "/proc/" in words[0] else words[0] for words in here}
+    assert {str(folder / "file"), "/proc/N/stat", ""} <= files
+    assert {words[1] for words in here} == {os.path.realpath("/bin/cat")}
