@@ -6,11 +6,14 @@ tracer that dies lets go of the pipe, upon which the child exits without running
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.syscall import syscall
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 class Child:
@@ -96,6 +99,8 @@ def _child(path: str, argv: list[str], gate: int, other_end: int, failure: int) 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        # It does not outlive the tracer, however that ends; as in bpftrace.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.read(gate, 1) != b"\1":
             os._exit(0)
         os.execv(path, argv)

@@ -116,6 +116,8 @@ class Session:
         self._closed = False
         self._rings: list[RingReader] = []
         self._links: list[Link] = []
+        self._watchpoints: dict[int, list[Link]] = {}  # by the address, for unwatch()
+        self._missed: dict[str, int] = {}
         self._epoll: select.epoll | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._target_fd = -1
@@ -219,6 +221,14 @@ class Session:
         self._exited = True
         self.stop(status)
 
+    def unwatch(self, address: int) -> None:
+        """unwatch() of the script: take the watchpoints at `address` away, if there are any."""
+        from bpfseal.runtime.attach import detach_all
+
+        gone = self._watchpoints.pop(address, [])
+        self._links = [link for link in self._links if not any(link is one for one in gone)]
+        detach_all(gone)
+
     @property
     def stopping(self) -> bool:
         return self._stopping
@@ -228,6 +238,7 @@ class Session:
         if self._finished:
             return
         self._finished = True
+        self._count_missed()
         self._detach()
         self._drain_all()
         if self._deferred is not None:
@@ -345,7 +356,10 @@ class Session:
                 if spec.kind == "signal":
                     self._signals.append((spec, index))
                 elif not self._exited:
-                    self._links.append(attach(spec, self.program_fd(index), context))
+                    link = attach(spec, self.program_fd(index), context)
+                    self._links.append(link)
+                    if spec.kind == "watchpoint":
+                        self._watchpoints.setdefault(spec.params.get("address", 0), []).append(link)
                 if spec.kind != "usdt" or (index, spec.probe) not in places:
                     self.attached += max(1, len(spec.symbols), len(spec.offsets))
                 places.add((index, spec.probe))
@@ -504,16 +518,36 @@ class Session:
             self.sink.deferred(account, new, last=last)
         return account
 
+    def _count_missed(self) -> None:
+        """Keep what the kernel has counted on links, which are about to go: probes of functions that were reached
+        while another such probe was handled on that CPU (bpf_link_info, since Linux 6.7)."""
+        if not any(spec.kind in ("kprobe", "kprobe_multi") for _, spec in self._attaches()):
+            return
+        from bpfseal.runtime.bpf_info import link_info
+
+        for link in self._links:
+            for fd in link.fds:
+                try:
+                    missed = link_info(fd).missed
+                except OSError:  # a descriptor that is no link
+                    continue
+                if missed:
+                    self._missed[link.probe] = self._missed.get(link.probe, 0) + missed
+
     def _count_skipped(self) -> None:
         """Tell of programs that the kernel did not run because they would have interrupted themselves
-        (bpf_prog_info.recursion_misses)."""
+        (bpf_prog_info.recursion_misses) or another program (`_count_missed`)."""
         from bpfseal.runtime.bpf_info import prog_info
 
         if self.sink is None or self._loaded is None:
             return
+        skipped = dict(self._missed)
         for fd, program in zip(self._loaded.prog_fds, self.bundle.programs, strict=False):
             if program.attach and (misses := prog_info(fd).recursion_misses):
-                self.sink.skipped(program.attach[0].probe, misses)
+                probe = program.attach[0].probe
+                skipped[probe] = skipped.get(probe, 0) + misses
+        for probe, times in skipped.items():
+            self.sink.skipped(probe, times)
 
     # --- look-ups for rendering ----------------------------------------------------------------------------------
 

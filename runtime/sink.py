@@ -221,10 +221,10 @@ class OutputSink:
 
         return failed
 
-    def _on_watchpoint(self, session: Session, event: EventLayout) -> Handler:
-        return lambda record: None
-
-    _on_unwatch = _on_watchpoint
+    def _on_unwatch(self, session: Session, event: EventLayout) -> Handler:
+        field = event.fields[0]
+        decode = decoder(field.shape, session.reader.enums)
+        return lambda record: session.unwatch(int(decode(record, field.offset)))
 
     def _on_skboutput(self, session: Session, event: EventLayout) -> Handler:
         from bpfseal.runtime.pcap import PacketFile

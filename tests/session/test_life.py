@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from bpfseal.runtime import bpf_info
 
 from .conftest import Running, trace, wait_until
+from .kill_campaign import campaign
+from .test_loss import account
 
 pytestmark = pytest.mark.host
 
@@ -120,3 +123,127 @@ def test_signal_probe(running: list[Running]) -> None:
     one.begin()
     done = one.end(signal.SIGUSR1)
     assert (done.status, done.out) == (4, "got it\n\n\n")
+
+
+def test_the_child_does_not_outlive_the_tracer(running: list[Running]) -> None:
+    one = Running('BEGIN { printf("up\\n"); } interval:s:60 { @ = 1; }', "-c", "/bin/sleep 77")
+    running.append(one)
+    one.begin()
+
+    def sleeping() -> list[str]:
+        with open(f"/proc/{one.process.pid}/task/{one.process.pid}/children") as file:
+            children = file.read().split()
+        return [child for child in children if b"sleep" in read(f"/proc/{child}/cmdline")]
+
+    assert wait_until(sleeping, 20)
+    (child,) = sleeping()
+    one.process.kill()
+    one.process.wait()
+    assert wait_until(lambda: b"sleep" not in read(f"/proc/{child}/cmdline"), 20)
+
+
+def test_the_helper_does_not_outlive_the_tracer(running: list[Running]) -> None:
+    one = Running('BEGIN { printf("up\\n"); } interval:s:60 { @ = 1; }')
+    running.append(one)
+    one.begin()
+    with open(f"/proc/{one.process.pid}/task/{one.process.pid}/children") as file:
+        children = file.read().split()
+    assert children  # the private helper
+    one.process.kill()
+    one.process.wait()
+    assert wait_until(lambda: not any(read(f"/proc/{child}/cmdline") for child in children), 20)
+
+
+def read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def test_a_hangup_ends_it_and_leaves_nothing(running: list[Running]) -> None:
+    """The terminal is gone, and with it who would read the maps."""
+    one = Running('BEGIN { printf("up\\n"); } tracepoint:syscalls:sys_enter_getppid { @ = count(); }')
+    running.append(one)
+    one.begin()
+    mine = owned_by(one.process.pid)
+    assert mine
+    one.process.send_signal(signal.SIGHUP)
+    assert wait_until(lambda: one.process.poll() is not None, 20)
+    assert wait_until(lambda: not mine & objects().keys(), 20)
+
+
+def test_suspended_and_continued(running: list[Running]) -> None:
+    """Stopped while events come in: when it goes on it has them all, or says how many are lost."""
+    calls = "import os,time\nfor _ in range(200): [os.getppid() for _ in range(1000)]; time.sleep(.01)"
+    one = Running(
+        'BEGIN { printf("up\\n"); } tracepoint:syscalls:sys_enter_getppid /pid == cpid/ '
+        '{ printf("%d %d\\n", pid, tid); @ = count(); }',
+        "-c",
+        f'{sys.executable} -c "{calls}"',
+    )
+    running.append(one)
+    one.begin()
+    time.sleep(0.5)
+    for _ in range(2):
+        one.process.send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        one.process.send_signal(signal.SIGCONT)
+        time.sleep(0.3)
+    done = one.end(None, 120)
+    assert done.status == 0
+    printed, lost, produced = account(done.out, done.err, r"^\d+ \d+$")
+    assert printed + lost == produced >= 200_000
+
+
+def test_second_ctrl_c_while_the_maps_are_printed(running: list[Running]) -> None:
+    """Nobody reads the many keys; the second one does not wait for that, and what it says is that it was a signal."""
+    one = Running(
+        'config = { max_map_keys = 100000 } BEGIN { printf("up\\n"); } '
+        "tracepoint:syscalls:sys_enter_getppid /pid == cpid/ { @n++; @[@n] = nsecs; } "
+        "interval:ms:100 /@n > 50000/ { @ready = 1; print(@ready); }",
+        "-c",
+        f'{sys.executable} -c "import os,time; [os.getppid() for _ in range(60000)]; time.sleep(60)"',
+    )
+    running.append(one)
+    one.begin()
+    assert one.process.stdout is not None
+    assert one.process.stdout.readline() == b"@ready: 1\n"
+    mine = owned_by(one.process.pid)
+    one.process.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert one.process.poll() is None  # in write(2), with megabytes to go
+    one.process.send_signal(signal.SIGINT)
+    assert wait_until(lambda: one.process.poll() is not None, 5)
+    assert one.process.returncode == 128 + signal.SIGINT
+    assert wait_until(lambda: not mine & objects().keys(), 20)
+
+
+def test_idle_session_uses_next_to_no_cpu(running: list[Running]) -> None:
+    """Less than 0.5 % of a CPU, measured over five seconds; a busy machine does not make it more."""
+    one = Running('BEGIN { printf("up\\n"); } interval:s:60 { @ = count(); }')
+    running.append(one)
+    one.begin()
+    time.sleep(1)
+    before = cpu_seconds(one.process.pid)
+    time.sleep(5)
+    assert cpu_seconds(one.process.pid) - before <= 0.005 * 5 + 0.01  # the clock ticks in hundredths
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process and its children that are still there: the client and its helper."""
+    total = 0.0
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        family = [str(pid), *file.read().split()]
+    for one in family:
+        fields = read(f"/proc/{one}/stat").rpartition(b")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_leave_nothing() -> None:
+    found, early = campaign(100)
+    assert not found, found
+    assert early < 100  # some were killed while they had maps
