@@ -12,6 +12,9 @@ from typing import Final
 
 from bpfseal.signer.insn import (
     FORMS,
+    JMP,
+    JMP32,
+    LD_IMM64,
     OP_BRANCH,
     OP_CALL,
     OP_EXIT,
@@ -23,6 +26,8 @@ from bpfseal.signer.insn import (
 from bpfseal.signer.refusal import Refusal
 
 MAX_SUBPROGRAMS: Final = 256  # BPF_MAX_SUBPROGS
+# Opcodes that matter here: jumps, calls and exits, and the two halves of ld_imm64.
+_CONTROL_CODES: Final = frozenset(code for code in range(256) if code & 7 in (JMP, JMP32)) | {LD_IMM64, 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +61,12 @@ def split(insns: list[Insn]) -> Flow:
     ends: list[int] = []
     starts = {0}
     halves: set[int] = set()
-    for at, (head, off, imm) in enumerate(insns):
+    codes = _CONTROL_CODES
+    for at, (head, off, imm) in [(at, insn) for at, insn in enumerate(insns) if insn[0] & 255 in codes]:
         if not head:
             halves.add(at)
             continue
         kind, _dst, src, _uses = forms[head]
-        if kind < OP_LD_IMM64:
-            continue
         if kind in (OP_BRANCH, OP_JUMP):
             targets[at] = at + 1 + off
             jumps.append(at)

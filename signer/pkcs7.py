@@ -12,6 +12,7 @@ detached content (crypto/asymmetric_keys/pkcs7_parser.c); the signer is found by
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Protocol
 
 _SEQUENCE, _SET, _INTEGER, _BIT_STRING, _OCTETS, _NULL, _OID = 0x30, 0x31, 0x02, 0x03, 0x04, 0x05, 0x06
@@ -57,6 +58,8 @@ NULL = tlv(_NULL)
 _SHA256 = sequence(oid("2.16.840.1.101.3.4.2.1"), NULL)
 _DATA = oid("1.2.840.113549.1.7.1")
 _SIGNED_DATA = oid("1.2.840.113549.1.7.2")
+_ONE = integer(1)
+_SIGNED_DATA_HEAD = _ONE + tlv(_SET, _SHA256) + sequence(_DATA)  # version, digest algorithms, detached content
 
 # (signatureAlgorithm of a certificate, digestEncryptionAlgorithm of a SignerInfo). The kernel's PKCS#7 parser wants
 # plain rsaEncryption for the latter (pkcs7_sig_note_pkey_algo).
@@ -149,6 +152,11 @@ def certificate(
     return sequence(body, algorithm, bit_string(issuer_key.sign(body)))
 
 
+@lru_cache(maxsize=4)
+def _issuer_and_serial(issuer: bytes, serial: int) -> bytes:
+    return sequence(issuer, integer(serial))
+
+
 def signed_data(content: bytes, key: SigningKey, issuer: bytes, serial: int) -> bytes:
     """DER of a detached PKCS#7 signature over `content`: no attributes, no certificates.
 
@@ -157,13 +165,13 @@ def signed_data(content: bytes, key: SigningKey, issuer: bytes, serial: int) -> 
     """
     encryption = ECDSA_SHA256 if key.family == "ec" else RSA_ENCRYPTION
     signer = sequence(
-        integer(1),
-        sequence(issuer, integer(serial)),
+        _ONE,
+        _issuer_and_serial(issuer, serial),
         _SHA256,
         encryption,
         tlv(_OCTETS, key.sign(content)),
     )
     return sequence(
         _SIGNED_DATA,
-        tlv(0xA0, sequence(integer(1), tlv(_SET, _SHA256), sequence(_DATA), tlv(_SET, signer))),
+        tlv(0xA0, sequence(_SIGNED_DATA_HEAD, tlv(_SET, signer))),
     )
