@@ -142,13 +142,13 @@ def _signing() -> list[Feature]:
 
 
 def _enforcement() -> Feature:
-    from bpfseal.runtime.enforce_program import MODES
+    from bpfseal.runtime.enforce_layout import MODES
     from bpfseal.runtime.enforce_state import State
 
     if os.geteuid() != 0:
         return Feature("enforcement", "signing", None, "", "root can tell")
     try:
-        state = State.open()
+        state = State.open(write=False)
     except BpfsealError as error:
         return Feature("enforcement", "signing", None, "", error.message)
     if state is None:

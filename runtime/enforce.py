@@ -1,30 +1,27 @@
 """`bpfseal enforce`: require signatures for BPF programs on this kernel.
 
-    bpfseal enforce on [--audit] [--for 10m] [--start-helper]
-    bpfseal enforce off | status [--json] | log [-f] [--json]
+    bpfseal enforce on [--audit] [--for 10m] [--start-helper] [--trust RING] [--except-tag TAG] [--except-cgroup DIR]
+                       [--guard]
+    bpfseal enforce off | status [--json] | log [-f] [--json] [--keep]
     bpfseal enforce allow | disallow --cert FILE
 
-Turning it on proves first that this machine's helper can have programs loaded, and afterwards that signed ones still
-load and unsigned ones do not; otherwise it is turned off again.
+What turning on and off does is in `enforce_switch`.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import re
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from bpfseal.errors import BpfsealError, UsageError
+from bpfseal.runtime.enforce_layout import BY_CGROUP, BY_TAG, ENFORCE, GUARD, MODES, OFF, SYSTEM_RINGS
 
 if TYPE_CHECKING:
-    from bpfseal.runtime.enforce_state import State
-    from bpfseal.signer.client import SignerClient
-    from bpfseal.signer.protocol import StatusReply
+    from bpfseal.runtime.enforce_switch import Request
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,6 +38,43 @@ def _duration(text: str) -> int:
     return seconds
 
 
+def _tag(text: str) -> str:
+    """As bpftool prints it: 16 hexadecimal digits."""
+    if not re.fullmatch(r"[0-9a-fA-F]{16}", text):
+        raise argparse.ArgumentTypeError(f"not a program's tag: {text} (16 hexadecimal digits, see bpftool prog)")
+    return text.lower()
+
+
+def _cgroup(path: str) -> int:
+    """Its id: the inode number of its directory, in the unified hierarchy."""
+    try:
+        found, mount = os.stat(path), path
+        while not os.path.ismount(mount) and os.path.dirname(os.path.abspath(mount)) != mount:
+            mount = os.path.dirname(os.path.abspath(mount))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from None
+    if not os.path.exists(os.path.join(path, "cgroup.procs")) or os.path.exists(os.path.join(path, "tasks")):
+        raise argparse.ArgumentTypeError(f"{path} is no directory of a cgroup (v2)")
+    if os.path.samefile(path, mount):
+        raise argparse.ArgumentTypeError(f"{path} is the root of all cgroups: that would be everybody")
+    return found.st_ino
+
+
+def _request(options: argparse.Namespace) -> Request:
+    from bpfseal.runtime.enforce_switch import Request
+
+    return Request(
+        audit=options.audit,
+        seconds=options.seconds,
+        start_helper=options.start_helper,
+        socket=options.socket,
+        system_rings=tuple(sorted({SYSTEM_RINGS.index(name) for name in options.trust})),
+        tags=tuple(options.except_tag),
+        cgroups=tuple(options.except_cgroup),
+        guard=options.guard,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bpfseal enforce", description="Require signatures for BPF programs on this kernel.")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True, parser_class=_Parser)
@@ -49,6 +83,25 @@ def _parser() -> argparse.ArgumentParser:
     on.add_argument("--for", dest="seconds", type=_duration, default=0, metavar="TIME", help="end by itself: 90s, 10m")
     on.add_argument("--start-helper", action="store_true", help="start the system's helper if none answers")
     on.add_argument("--socket", help="of the system's helper")
+    on.add_argument(
+        "--trust",
+        action="append",
+        choices=SYSTEM_RINGS,
+        default=[],
+        help="also take what is signed by a key of this ring of the system",
+    )
+    on.add_argument(
+        "--except-tag", action="append", type=_tag, default=[], metavar="TAG", help="a program that needs no signature"
+    )
+    on.add_argument(
+        "--except-cgroup",
+        action="append",
+        type=_cgroup,
+        default=[],
+        metavar="DIR",
+        help="processes in this cgroup (v2), or below, need no signature",
+    )
+    on.add_argument("--guard", action="store_true", help="refuse changes that do not go through the signing helper")
     verbs.add_parser("off", help="take every BPF program again")
     status = verbs.add_parser("status", help="mode, keyrings, counters; status 0 if on, 3 if off")
     status.add_argument("--json", action="store_true")
@@ -61,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     log = verbs.add_parser("log", help="print decisions and take them out of the log")
     log.add_argument("-f", "--follow", action="store_true", help="wait for more")
     log.add_argument("--json", action="store_true")
+    log.add_argument("--keep", action="store_true", help="put them into the signing helper's audit log as well")
+    log.add_argument("--quiet", action="store_true", help="with --keep: print nothing")
     return parser
 
 
@@ -69,10 +124,10 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     if os.geteuid() != 0:
         raise BpfsealError("enforcement is the administrator's business", hint="run as root")
-    if options.verb == "on":
-        return _on(options)
-    if options.verb == "off":
-        return _off()
+    if options.verb in ("on", "off"):
+        from bpfseal.runtime import enforce_switch as switch
+
+        return switch.off() if options.verb == "off" else switch.on(_request(options))
     if options.verb == "status":
         return _status(options.json)
     if options.verb in ("allow", "disallow"):
@@ -81,172 +136,55 @@ def main(argv: list[str]) -> int:
         return allow(options.cert) if options.verb == "allow" else disallow(options.cert)
     from bpfseal.runtime.enforce_log import show
 
-    return show(follow=options.follow, as_json=options.json)
-
-
-def _on(options: argparse.Namespace) -> int:
-    from bpfseal.runtime import enforce_program as program
-    from bpfseal.runtime.enforce_allow import trusted_rings
-    from bpfseal.runtime.enforce_state import State
-    from bpfseal.signer.peer import in_initial_pid_namespace
-
-    if not in_initial_pid_namespace():
-        # The programs know processes by their pid there, and would not notice the end of the helper.
-        raise BpfsealError("enforcement can only be turned on from the machine itself, not from inside a container")
-    mode = program.AUDIT if options.audit else program.ENFORCE
-    until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + options.seconds * 10**9 if options.seconds else 0
-    with _helper(options.socket, start=options.start_helper) as client:
-        helper = _working(client)
-        state, fresh = State.open(), False
-        if state is not None and not state.attached:  # left over from a start that was cut off
-            state.close()
-            _off()
-            state = None
-        if state is None:
-            state, fresh = _set_up(client), True
-        with state:
-            for serial, tgid in state.rings().items():
-                if tgid == client.helper_pid and serial != helper.keyring:
-                    state.disallow(serial)
-            state.allow(helper.keyring, client.helper_pid)
-            for ring in trusted_rings():
-                state.allow(ring, 0)
-            before = state.config()
-            state.configure(mode, until)
-            try:
-                _prove(client, enforcing=mode == program.ENFORCE)
-            except BpfsealError:
-                if fresh:
-                    _off()
-                else:
-                    state.configure(before.mode, before.until_ns)
-                raise
-        pid = client.helper_pid
-    how = "on" if mode == program.ENFORCE else "on, logging only"
-    left = f" for {options.seconds} s" if options.seconds else ""
-    print(f"enforcement is {how}{left}: keyring {helper.keyring} of helper {pid}")
-    return 0
-
-
-def _helper(socket: str | None, *, start: bool) -> SignerClient:
-    """A connection to the *system's* helper: a private one ends with its client, and its ring with it."""
-    from bpfseal.signer.client import SOCKET, SignerError, connect
-
-    path = socket or os.environ.get("BPFSEAL_SOCKET") or SOCKET
-    try:
-        return connect(path=path)
-    except SignerError as error:
-        if not start:
-            raise BpfsealError(
-                f"{error.message}: with enforcement on, nobody could load a BPF program any more",
-                hint="start it (`systemctl start bpfseal-signer`, or `bpfseal signer run`), or give --start-helper",
-            ) from None
-    from bpfseal.runtime.enforce_helper import start_helper
-
-    start_helper(path)
-    return connect(path=path)
-
-
-def _working(client: SignerClient) -> StatusReply:
-    status = client.status()
-    if not status.abi:
-        raise BpfsealError(f"this kernel cannot verify signatures, so nothing can be enforced: {status.why}")
-    if status.revoked:
-        raise BpfsealError("the helper's keys are revoked", hint="`bpfseal signer rotate` starts again")
-    if not status.keyring:
-        raise BpfsealError("the signing helper has no keyring")
-    return status
-
-
-def _set_up(client: SignerClient) -> State:
-    """Seal, load, attach and pin the enforcement programs; nothing is enforced yet."""
-    from bpfseal.runtime.enforce_program import bundle
-    from bpfseal.runtime.enforce_state import mount_bpffs, pin
-    from bpfseal.runtime.load import load
-    from bpfseal.signer.btf import Btf
-    from bpfseal.signer.bundle import encode
-
-    programs = bundle(Btf.vmlinux())
-    mount_bpffs()
-    sealed = client.seal(encode(programs))
-    with load(programs, sealed) as loaded:
-        return pin(loaded)
-
-
-def _prove(client: SignerClient, *, enforcing: bool) -> None:
-    """A signed program must load; when enforcing, an unsigned one must not. Raises BpfsealError."""
-    from bpfseal.runtime.enforce_helper import harmless
-    from bpfseal.runtime.load import LoadRefused, load, seal_locally
-    from bpfseal.signer.bundle import encode
-
-    test = harmless()
-    try:
-        load(test, client.seal(encode(test))).close()
-    except LoadRefused as error:
-        raise BpfsealError(f"signed programs would not load with enforcement on: {error.message}") from None
-    if not enforcing:
-        return
-    try:
-        load(test, seal_locally(test)).close()
-    except LoadRefused as error:
-        if error.code == errno.EPERM:
-            return
-        raise
-    raise BpfsealError(
-        "unsigned programs load in spite of enforcement: the BPF LSM is not active on this kernel",
-        hint="boot with lsm=…,bpf (see /sys/kernel/security/lsm)",
-    )
-
-
-def _off() -> int:
-    from bpfseal.runtime import enforce_program as program
-    from bpfseal.runtime.enforce_state import State, unpin
-
-    state = State.open()
-    if state is not None:
-        with state:
-            state.configure(program.OFF, 0)
-    try:
-        found = unpin()
-    except OSError as error:
-        raise BpfsealError(f"enforcement cannot be taken off: {error.strerror}") from None
-    print("enforcement is off" if found else "enforcement was off")
-    return 0
+    return show(follow=options.follow, as_json=options.json, keep=options.keep, quiet=options.keep and options.quiet)
 
 
 def _status(as_json: bool) -> int:
-    from bpfseal.runtime import enforce_program as program
     from bpfseal.runtime.ahead import trust
+    from bpfseal.runtime.enforce_log import ring_name
     from bpfseal.runtime.enforce_state import State
 
-    state = State.open()
+    state = State.open(write=False)
     if state is None or not state.attached:
         print(json.dumps({"mode": "off"}) if as_json else "enforcement is off")
         return 3
     with state:
         config, rings = state.config(), state.rings()
+        tags, cgroups = state.exceptions()
     active = config.active
     left = config.seconds_left
     if as_json:
         facts = {
-            "mode": program.MODES[active],
+            "mode": MODES[active],
             "seconds_left": left,
-            "keyrings": [{"serial": serial, "helper": tgid} for serial, tgid in sorted(rings.items())],
+            "keyrings": [{"serial": ring_name(serial), "helper": tgid} for serial, tgid in sorted(rings.items())],
+            "except_tags": tags if config.flags & BY_TAG else [],
+            "except_cgroups": cgroups if config.flags & BY_CGROUP else [],
+            "guard": bool(config.flags & GUARD),
             "allowed": config.allowed,
             "refused": config.refused,
             "would_refuse": config.would,
+            "excepted": config.excepted,
+            "changes_refused": config.guarded,
             "log_lost": config.lost,
         }
         print(json.dumps(facts))
         return 0 if active else 3
-    texts = {program.OFF: "off (its time is over)", program.AUDIT: "on, logging only", program.ENFORCE: "on"}
-    print(f"enforcement is {texts[active]}" + (f", {left:.0f} s left" if active and left is not None else ""))
+    how = "on" if active == ENFORCE else "on, logging only"
+    how = "off (its time is over)" if active == OFF else how + (", guarded" if config.flags & GUARD else "")
+    print(f"enforcement is {how}" + (f", {left:.0f} s left" if active and left is not None else ""))
     names = {serial: name for name, serial in trust.rings().items()}
     for serial, tgid in sorted(rings.items()):
-        print(f"keyring {serial}" + (f" of helper {tgid}" if tgid else f" {names.get(serial, '')}".rstrip()))
+        print(f"keyring {ring_name(serial)}" + (f" of helper {tgid}" if tgid else f" {names.get(serial, '')}".rstrip()))
     if not rings:
         print("no keyring is on the list: nothing loads until a helper runs and `bpfseal enforce on` hands it over")
+    for tag in tags:
+        print(f"no signature needed: program {tag}")
+    for cgroup in cgroups:
+        print(f"no signature needed: in the cgroup with id {cgroup}, and below")
     counts = f"{config.allowed} allowed, {config.refused} refused, {config.would} would be refused"
+    counts += f", {config.excepted} by exception" if config.excepted else ""
+    counts += f", {config.guarded} changes refused" if config.guarded else ""
     print(counts + (f", {config.lost} not logged" if config.lost else ""))
     return 0 if active else 3
 

@@ -17,11 +17,11 @@ def trusted_rings() -> list[int]:
 
 def allow(path: str) -> int:
     """Raises BpfsealError."""
-    from bpfseal.runtime.enforce_state import State
+    from bpfseal.runtime.enforce_switch import open_for_change
 
     der, digest = _certificate(path)
     ring = trust.add(der, digest)
-    state = State.open()
+    state = open_for_change()
     if state is None or not state.attached:
         print(f"keyring {ring} {trust.name_of(digest)}: to be allowed when enforcement is turned on")
         return 0
@@ -33,11 +33,11 @@ def allow(path: str) -> int:
 
 def disallow(path: str) -> int:
     """0, or 1 if the certificate was not allowed. Raises BpfsealError."""
-    from bpfseal.runtime.enforce_state import State
+    from bpfseal.runtime.enforce_switch import open_for_change
 
     _, digest = _certificate(path)
     serial = trust.rings().get(trust.name_of(digest), 0)
-    state = State.open()
+    state = open_for_change()
     if serial and state is not None:
         with state:
             state.disallow(serial)

@@ -1,27 +1,30 @@
 """The pinned state of enforcement, by which every later command finds it.
 
-/sys/fs/bpf/bpfseal/   link_require, link_forget   the attachments: unlinking them ends enforcement
-                       config, allowed, helpers, log   the maps of `enforce_program`
+/sys/fs/bpf/bpfseal/   link_require, link_forget, …   the attachments: unlinking them ends enforcement
+                       config, allowed, helpers, …   the maps of `enforce_layout`
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
 from bpfseal.errors import BpfsealError
-from bpfseal.runtime import bpf
-from bpfseal.runtime import enforce_program as program
+from bpfseal.runtime import bpf, bpf_info
+from bpfseal.runtime import enforce_layout as layout
 from bpfseal.runtime.bpf_link import raw_tracepoint_open
+from bpfseal.runtime.enforce_bundle import LINKS, links
 from bpfseal.runtime.load import Loaded
 
 BPFFS = "/sys/fs/bpf"
 PINS = f"{BPFFS}/bpfseal"
-LINKS = ("link_require", "link_forget")
+_READ_ONLY = 8  # BPF_F_RDONLY
 _BPF_FS_MAGIC = 0xCAFE4A11
 
 
@@ -40,9 +43,14 @@ def mount_bpffs() -> None:
         raise BpfsealError(f"{BPFFS} is no BPF file system and cannot be made one: {reason}")
 
 
+class Guarded(BpfsealError):
+    """The guard refuses write access to this process, which has not loaded anything signed lately."""
+
+
 @dataclass(frozen=True)
 class Config:
-    """mode: OFF, AUDIT, ENFORCE; until_ns: boot time when it ends, 0 for never; counters since it was turned on."""
+    """mode: OFF, AUDIT, ENFORCE; until_ns: boot time when it ends, 0 for never; counters since it was turned on;
+    flags: BY_TAG, BY_CGROUP, GUARD."""
 
     mode: int
     until_ns: int
@@ -50,6 +58,9 @@ class Config:
     refused: int
     would: int
     lost: int
+    excepted: int
+    guarded: int
+    flags: int
 
     @property
     def seconds_left(self) -> float | None:
@@ -60,7 +71,7 @@ class Config:
     @property
     def active(self) -> int:
         """The mode that is in force now."""
-        return program.OFF if self.seconds_left == 0 else self.mode
+        return layout.OFF if self.seconds_left == 0 else self.mode
 
 
 class State:
@@ -70,17 +81,20 @@ class State:
         self._fds = fds
 
     @classmethod
-    def open(cls) -> State | None:
-        """None when nothing is pinned. Raises BpfsealError when it cannot be looked at."""
+    def open(cls, *, write: bool = True) -> State | None:
+        """None when nothing is pinned. The log is always open for writing: readers move its position. Raises Guarded
+        when `write` is refused by the guard, BpfsealError when it cannot be looked at."""
         fds: list[int] = []
         try:
-            for name in program.MAP_NAMES:
-                fds.append(bpf.obj_get(f"{PINS}/{name}"))
+            for name in layout.MAP_NAMES:
+                fds.append(bpf.obj_get(f"{PINS}/{name}", 0 if write or name == "log" else _READ_ONLY))
         except OSError as error:
             for fd in fds:
                 os.close(fd)
             if isinstance(error, FileNotFoundError):
                 return None
+            if error.errno == errno.EPERM and write and os.geteuid() == 0:
+                raise Guarded("enforcement is guarded: it is changed through the signing helper only") from None
             raise BpfsealError(f"cannot look at enforcement: {error.strerror}", hint="run as root") from None
         return cls(tuple(fds))
 
@@ -99,51 +113,89 @@ class State:
 
     @property
     def log_fd(self) -> int:
-        return self._fds[program.LOG]
+        return self._fds[layout.LOG]
 
     @property
     def attached(self) -> bool:
+        """Whether the programs that judge are attached; those of the guard may be missing."""
+        return all(os.path.exists(f"{PINS}/{name}") for name in links(guarded=False))
+
+    @property
+    def guardable(self) -> bool:
+        """Whether it was set up with the guard."""
         return all(os.path.exists(f"{PINS}/{name}") for name in LINKS)
 
     def config(self) -> Config:
-        raw = bpf.map_lookup(self._fds[program.CONFIG], _key(0), program.CONFIG_SIZE) or bytes(program.CONFIG_SIZE)
-        return Config(*struct.unpack("<IxxxxQQQQQ", raw))
+        raw = bpf.map_lookup(self._fds[layout.CONFIG], _key(0), layout.CONFIG_SIZE) or bytes(layout.CONFIG_SIZE)
+        return Config(*struct.unpack_from("<IxxxxQQQQQQQI", raw))
 
-    def configure(self, mode: int, until_ns: int) -> None:
-        """Set the mode; counters start again. Events that are counted at this very moment may be missed."""
-        value = struct.pack("<IxxxxQ", mode, until_ns).ljust(program.CONFIG_SIZE, b"\0")
-        bpf.map_update(self._fds[program.CONFIG], _key(0), value)
+    def configure(self, mode: int, until_ns: int, flags: int = 0) -> None:
+        """Set mode and flags; counters start again. Events that are counted at this very moment may be missed."""
+        value = bytearray(layout.CONFIG_SIZE)
+        struct.pack_into("<IxxxxQ", value, layout.C_MODE, mode, until_ns)
+        struct.pack_into("<I", value, layout.C_FLAGS, flags)
+        pins = os.stat(PINS)
+        device = os.major(pins.st_dev) << 20 | os.minor(pins.st_dev)  # MKDEV of include/linux/kdev_t.h
+        struct.pack_into("<QI", value, layout.C_PIN_INODE, pins.st_ino, device)
+        bpf.map_update(self._fds[layout.CONFIG], _key(0), bytes(value))
 
     def rings(self) -> dict[int, int]:
-        """Serial of every allowed keyring, and the process it ends with (0: none)."""
-        items = bpf.map_items(self._fds[program.ALLOWED], 4, 4, 64)
+        """Serial (or number of `SYSTEM_RINGS`) of every allowed keyring, and the process it ends with (0: none)."""
+        items = bpf.map_items(self._fds[layout.ALLOWED], 4, 4, 64)
         return {int.from_bytes(k, "little"): int.from_bytes(v, "little") for k, v in items}
 
     def allow(self, serial: int, tgid: int) -> None:
         """Take programs verified with keyring `serial`, until process `tgid` (0: whatever ends) ends."""
         if tgid:
-            bpf.map_update(self._fds[program.HELPERS], _key(tgid), _key(serial))
-        bpf.map_update(self._fds[program.ALLOWED], _key(serial), _key(tgid))
+            bpf.map_update(self._fds[layout.HELPERS], _key(tgid), _key(serial))
+        bpf.map_update(self._fds[layout.ALLOWED], _key(serial), _key(tgid))
 
     def disallow(self, serial: int) -> bool:
         tgid = self.rings().get(serial, 0)
         if tgid:
-            bpf.map_delete(self._fds[program.HELPERS], _key(tgid))
-        return bpf.map_delete(self._fds[program.ALLOWED], _key(serial))
+            bpf.map_delete(self._fds[layout.HELPERS], _key(tgid))
+        return bpf.map_delete(self._fds[layout.ALLOWED], _key(serial))
+
+    def exceptions(self) -> tuple[list[str], list[int]]:
+        """Tags of programs as hexadecimal digits, ids of cgroups, that need no signature."""
+        tags, groups = (
+            sorted(key for key, _ in bpf.map_items(self._fds[index], 8, 4, layout.MAX_EXCEPTIONS))
+            for index in (layout.TAGS, layout.CGROUPS)
+        )
+        return [tag.hex() for tag in tags], [int.from_bytes(group, "little") for group in groups]
+
+    def set_exceptions(self, tags: Iterable[str], groups: Iterable[int]) -> None:
+        """Exactly these from now on."""
+        wanted = {bytes.fromhex(tag) for tag in tags}, {group.to_bytes(8, "little") for group in groups}
+        for index, keys in zip((layout.TAGS, layout.CGROUPS), wanted, strict=True):
+            there = {key for key, _ in bpf.map_items(self._fds[index], 8, 4, layout.MAX_EXCEPTIONS)}
+            for key in there - keys:
+                bpf.map_delete(self._fds[index], key)
+            for key in keys - there:
+                bpf.map_update(self._fds[index], key, _key(1))
+
+    def guard_maps(self) -> None:
+        """Let the guard know the maps; it watches over them once GUARD is among the flags. Not the log: readers write
+        to it."""
+        for index, fd in enumerate(self._fds):
+            if index != layout.LOG:
+                bpf.map_update(self._fds[layout.GUARDED], _key(bpf_info.map_info(fd).id), _key(1))
 
 
 def pin(loaded: Loaded) -> State:
     """Attach the loaded programs and pin everything; enforcement is off until `configure`. Raises BpfsealError, with
     nothing left."""
-    links: list[int] = []
+    attached: list[int] = []
     try:
         os.mkdir(PINS, 0o700)
-        for fd, name in zip(loaded.map_fds, program.MAP_NAMES, strict=True):
+        for fd, name in zip(loaded.map_fds, layout.MAP_NAMES, strict=True):
             bpf.obj_pin(fd, f"{PINS}/{name}")
-        for fd, name in zip(loaded.prog_fds, LINKS, strict=True):
-            links.append(raw_tracepoint_open(fd, None))
-            bpf.obj_pin(links[-1], f"{PINS}/{name}")
-        return State(tuple(os.dup(fd) for fd in loaded.map_fds))
+        for fd, name in zip(loaded.prog_fds, LINKS, strict=False):  # without the guard there are fewer programs
+            attached.append(raw_tracepoint_open(fd, None))
+            bpf.obj_pin(attached[-1], f"{PINS}/{name}")
+        state = State(tuple(os.dup(fd) for fd in loaded.map_fds))
+        state.guard_maps()
+        return state
     except OSError as error:
         unpin()
         raise BpfsealError(
@@ -151,14 +203,14 @@ def pin(loaded: Loaded) -> State:
             hint="is bpf among the active LSMs? cat /sys/kernel/security/lsm",
         ) from None
     finally:
-        for link in links:
+        for link in attached:
             os.close(link)
 
 
 def unpin() -> bool:
     """End enforcement: take the pins away, the hook first. Whether there were any."""
     found = False
-    for name in (*LINKS, *program.MAP_NAMES):
+    for name in (*LINKS, *layout.MAP_NAMES):
         try:
             os.unlink(f"{PINS}/{name}")
             found = True

@@ -19,7 +19,8 @@ import hashlib
 import msgspec
 
 from bpfseal.errors import BpfsealError
-from bpfseal.signer.bundle import MAX_BUNDLE_BYTES, Record
+from bpfseal.signer.bundle import Record
+from bpfseal.signer.limits import MAX_BUNDLE_BYTES
 
 MAGIC = b"BPFSEAL\x01"
 VERSION = 1

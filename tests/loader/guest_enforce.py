@@ -4,6 +4,7 @@ judged by test_enforce.py, outside. Never for a machine that matters."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import errno
 import io
@@ -15,12 +16,13 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime import bpf, bpf_info, enforce
+from bpfseal.runtime.enforce_layout import LOG_BYTES, MAP_NAMES
 from bpfseal.runtime.enforce_log import Decision
-from bpfseal.runtime.enforce_program import LOG_BYTES
 from bpfseal.runtime.enforce_state import PINS, State
 from bpfseal.runtime.load import LoadRefused, load, seal_locally
 from bpfseal.runtime.ring import RingReader
@@ -34,6 +36,7 @@ from tests.loader.attacks import Kernel
 from tests.loader.guest import sealed
 
 Observed = dict[str, Any]
+RETURN_0 = b"\xb7\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0"
 
 
 def command(*words: str) -> Observed:
@@ -88,7 +91,7 @@ def declare(program: Any) -> Any:
 def direct() -> str:
     """A program without any loader."""
     try:
-        os.close(bpf.prog_load(17, samples.broken()[:0] + b"\xb7\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0", name=b"direct"))
+        os.close(bpf.prog_load(17, RETURN_0, name=b"direct"))
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return "loaded"
@@ -146,7 +149,7 @@ def steps() -> Any:
     yield "signed", lambda: {"signed": signed()}
     yield "other tool", lambda: {"bpftool": other_tool()}
     yield "log", lambda: {"decisions": decisions()}
-    yield "log command", lambda: {"direct": direct(), **command("log")}
+    yield "log command", lambda: {"direct": direct(), **command("log", "--keep"), "kept": kept()}
     yield "kill helper", kill_helper
     yield "on without helper", lambda: command("on")
     yield "still on", lambda: {"direct": direct(), **command("status")}
@@ -154,9 +157,132 @@ def steps() -> Any:
     yield "for", lambda: command("on", "--for", "2")
     yield "within time", lambda: {"direct": direct()}
     yield "after time", after_time
+    yield "system rings", lambda: {**command("on", "--trust", "builtin"), "rings": own_ring(), **status()}
+    yield "except tag", except_tag
+    yield "except cgroup", except_cgroup
+    yield "unguarded", lambda: command("on", "--guard")
     yield "off", lambda: command("off")
+    yield "guard", lambda: command("on", "--guard")
+    yield "attack", lambda: elsewhere(attack)
+    yield "guarded status", lambda: {"log": command("log")["status"], **status()}
+    yield "changed by the helper", lambda: elsewhere(lambda: command("on", "--audit", "--guard"))
+    yield "off through the helper", lambda: elsewhere(lambda: command("off"))
+    yield "guard again", lambda: command("on", "--guard")
+    yield "kill the guard's helper", lambda: {"killed": kill_helper(), **elsewhere(lambda: command("off"))}
     yield "off again", lambda: command("off")
     yield "nothing left", nothing_left
+
+
+def status() -> Observed:
+    return {"state": json.loads(command("status", "--json")["out"])}
+
+
+def elsewhere(act: Callable[[], Observed]) -> Observed:
+    """In a process that has loaded nothing so far."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            observed = act()
+        except Exception:
+            observed = {"trouble": traceback.format_exc()}
+        with open(writing, "w") as out:
+            json.dump(observed, out)
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as answer:
+        found: Observed = json.load(answer)
+    os.waitpid(child, 0)
+    return found
+
+
+def kept() -> list[Any]:
+    with open("/var/log/bpfseal/audit.jsonl") as log:
+        return [record for record in map(json.loads, log) if record["event"] == "decisions"]
+
+
+def refusal(act: Any) -> str:
+    try:
+        act()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    except BpfsealError as error:
+        return type(error).__name__
+    return "done"
+
+
+def attack() -> Observed:
+    """What somebody would try who wants enforcement to end, without the helper."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def umount(flags: int) -> None:
+        if libc.umount2(b"/sys/fs/bpf", flags):
+            raise OSError(ctypes.get_errno(), "umount2")
+
+    def write(name: str) -> None:
+        os.close(bpf.obj_get(f"{PINS}/{name}"))
+
+    def by_id() -> None:
+        with bpf.Fd(bpf.obj_get(f"{PINS}/config", 8)) as fd:
+            os.close(bpf_info.fd_by_id("map", bpf_info.map_info(fd.number).id))
+
+    return {
+        "open": refusal(lambda: State.open()),
+        **{f"write {name}": refusal(lambda name=name: write(name)) for name in MAP_NAMES if name != "log"},
+        "by id": refusal(by_id),
+        "unlink": refusal(lambda: os.unlink(f"{PINS}/link_require")),
+        "rename": refusal(lambda: os.rename(f"{PINS}/link_require", "/sys/fs/bpf/elsewhere")),
+        "rename over": refusal(lambda: os.rename(f"{PINS}/config", f"{PINS}/link_require")),
+        "umount": refusal(lambda: umount(0)),
+        "lazy umount": refusal(lambda: umount(2)),
+        "direct": direct(),
+    }
+
+
+def except_tag() -> Observed:
+    command("off")
+    with bpf.Fd(bpf.prog_load(17, RETURN_0, name=b"direct")) as fd:
+        tag = bpf_info.prog_info(fd.number).tag
+    turned = command("on", "--except-tag", tag)
+    other = refusal(lambda: os.close(bpf.prog_load(17, RETURN_0[:4] + b"\1" + RETURN_0[5:], name=b"other")))
+    found = {"direct": direct(), "other": other, "loader": try_load(probe(), seal_locally(probe())), **status()}
+    log = [d for d in decisions() if d["program"] in ("direct", "other")]
+    audit = command("on", "--audit", "--except-tag", tag)
+    other = refusal(lambda: os.close(bpf.prog_load(17, RETURN_0[:4] + b"\1" + RETURN_0[5:], name=b"other")))
+    # A load that the verifier refuses leaves no condition behind, however often.
+    for _ in range(5000):
+        refusal(lambda: bpf.prog_load(17, RETURN_0[8:], name=b"broken"))
+    return {
+        **turned,
+        **found,
+        "tag": tag,
+        "log": log,
+        "in audit": other,
+        "signed": signed(),
+        "pending": pending(),
+        **audit,
+    }
+
+
+def pending() -> int:
+    with bpf.Fd(bpf.obj_get(f"{PINS}/pending")) as fd:
+        return len(list(bpf.map_items(fd.number, 8, 4, 4096)))
+
+
+def except_cgroup() -> Observed:
+    root = "/tmp/unified"
+    os.makedirs(root, exist_ok=True)
+    subprocess.run(["mount", "-t", "cgroup2", "none", root], check=True)
+    os.makedirs(f"{root}/tools/inner", exist_ok=True)
+    turned = command("on", "--except-cgroup", f"{root}/tools")
+
+    def inside(name: str) -> Observed:
+        with open(f"{root}/{name}/cgroup.procs", "w") as members:
+            members.write(str(os.getpid()))
+        return {"direct": direct()}
+
+    found = {name: elsewhere(lambda name=name: inside(name))["direct"] for name in ("tools", "tools/inner", ".")}
+    return {**turned, "found": found, "everybody": command("on", "--except-cgroup", root), **status()}
 
 
 def after_time() -> Observed:

@@ -37,7 +37,7 @@ def test_refuses_to_lock_its_own_user_out(seen: Steps) -> None:
     assert seen["off at first"]["status"] == 3
     for step in ("no helper", "on without helper"):
         assert seen[step]["status"] == 1
-        assert "no signing helper answers" in seen[step]["error"]
+        assert "nobody could load a BPF program any more" in seen[step]["error"]
         assert "--start-helper" in seen[step]["hint"]
 
 
@@ -88,6 +88,14 @@ def test_decisions_are_logged(seen: Steps) -> None:
     assert " refused raw_tracepoint direct by python" in seen["log command"]["out"]
 
 
+def test_decisions_are_kept_in_the_audit_log(seen: Steps) -> None:
+    (record,) = seen["log command"]["kept"]
+    assert record["uid"] == 0
+    assert ("direct", "refused", "not signed") in {
+        (d["program"], d["verdict"], d["reason"]) for d in record["decisions"]
+    }
+
+
 def test_a_dead_helpers_keyring_is_forgotten_and_a_new_one_taken(seen: Steps) -> None:
     assert seen["kill helper"]["rings"] == 0
     assert seen["still on"]["direct"] == "EPERM"
@@ -101,6 +109,51 @@ def test_it_ends_by_itself(seen: Steps) -> None:
     assert seen["within time"]["direct"] == "EPERM"
     assert seen["after time"]["direct"] == "loaded"
     assert seen["after time"]["status"] == 3
+
+
+def test_rings_of_the_system_by_choice(seen: Steps) -> None:
+    """Listed, they count; signatures that they do not verify are the kernel's to refuse."""
+    step = seen["system rings"]
+    assert step["status"] == 0, step["error"]
+    assert [ring["serial"] for ring in step["state"]["keyrings"] if not ring["helper"]] == ["builtin"]
+    assert step["rings"]["serial"] == "EPERM"
+    assert step["rings"]["builtin"] in ("ENOKEY", "EKEYREJECTED")
+
+
+def test_exceptions_by_tag(seen: Steps) -> None:
+    step = seen["except tag"]
+    assert step["status"] == 0, step["error"]
+    assert (step["direct"], step["other"], step["loader"]) == ("loaded", "EPERM", "EPERM")
+    assert step["state"]["except_tags"] == [step["tag"]]
+    assert [(d["program"], d["verdict"], d["reason"]) for d in step["log"]] == [
+        ("other", "refused", "not signed"),
+        ("direct", "allowed", "its tag is excepted"),
+    ]
+    assert (step["in audit"], step["signed"], step["pending"]) == ("done", "counted 500", 0)
+
+
+def test_exceptions_by_cgroup(seen: Steps) -> None:
+    step = seen["except cgroup"]
+    assert step["status"] == 0, step["error"]
+    assert step["found"] == {"tools": "loaded", "tools/inner": "loaded", ".": "EPERM"}
+    assert step["everybody"]["status"] == 2
+    assert len(step["state"]["except_cgroups"]) == 1
+
+
+def test_the_guard_refuses_changes_that_the_helper_did_not_see(seen: Steps) -> None:
+    assert (seen["unguarded"]["status"], "without the guard" in seen["unguarded"]["error"]) == (1, True)
+    assert seen["guard"]["status"] == 0, seen["guard"]["error"]
+    attack = {name: result for name, result in seen["attack"].items() if name not in ("step", "seconds")}
+    assert attack.pop("open") == "Guarded"
+    assert set(attack.values()) == {"EPERM"}
+    assert len(attack) == 14
+    state = seen["guarded status"]["state"]
+    assert (state["mode"], state["guard"], seen["guarded status"]["log"]) == ("enforce", True, 0)
+    assert state["changes_refused"] >= len(attack) - 1  # `direct` is no change
+    changed = seen["changed by the helper"]
+    assert (changed["status"], "logging only, guarded" in changed["out"]) == (0, True), changed["error"]
+    assert seen["off through the helper"]["out"] == "enforcement is off\n", seen["off through the helper"]["error"]
+    assert seen["kill the guard's helper"]["out"] == "enforcement is off\n"
 
 
 def test_off_leaves_nothing(seen: Steps) -> None:
