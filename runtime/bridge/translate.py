@@ -84,7 +84,8 @@ class Translator:
     def _target(self, tool: Tool, load: ProgLoad) -> tuple[str, str]:
         """Name of what a tracing program is attached to, and the module that it is in."""
         if load.type in (_EXT, _STRUCT_OPS):
-            raise Unsupported("it replaces functions of other programs or of the kernel")
+            what = "other programs" if load.type == _EXT else "the kernel (struct_ops)"
+            raise Unsupported(f"it replaces functions of {what}")
         if load.type not in (_TRACING, _LSM):
             if load.attach_btf_id or load.attach_fd:
                 raise ToolError(errno.EINVAL)
