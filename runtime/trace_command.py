@@ -121,7 +121,11 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
                 sys.stderr.write(f"{packets.packets} packets captured in {packets.path}\n")
         extras.draw()
         # As in bpftrace: what exit() said; the status of the -c child is the child's own business.
-        return session.status if status is None else status
+        status = session.status if status is None else status
+    # Everything is said: a signal from here on would only replace the status.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return status
 
 
 def _packet_file(options: Options, built: Built) -> PacketFile | None:

@@ -19,7 +19,7 @@ from bpfseal.runtime.render.histogram import Bucket
 from bpfseal.runtime.render.resolve import Resolver
 from bpfseal.runtime.render.text import TextValues
 from bpfseal.runtime.render.trouble import Trouble, place
-from bpfseal.runtime.values import CgroupPathValue, StackValue, SymbolValue, TimestampValue, UserId
+from bpfseal.runtime.values import CgroupPathValue, Fields, StackValue, SymbolValue, TimestampValue, UserId
 
 if TYPE_CHECKING:
     from bpfseal.runtime.deferred import Account
@@ -130,6 +130,11 @@ class JsonOutput:
         return clean(",".join(self._key_part(part) for part in parts))
 
     def _key_part(self, part: Any) -> str:
+        """Without spaces around what it is made of; those of the traced world stay."""
+        if isinstance(part, Fields):
+            return "{" + ",".join(f".{name}={self._key_part(value)}" for name, value in part.items()) + "}"
+        if isinstance(part, tuple):
+            return "(" + ",".join(map(self._key_part, part)) + ")"
         if isinstance(part, StackValue):
             return "".join(f"{line.strip()}\n" for line in self._values.text(part).split("\n")[:-1])
         return self._values.text(part)
@@ -141,8 +146,7 @@ class JsonOutput:
             case UserId():
                 return self._encode(clean(value.name))
             case int():
-                # A number that a JavaScript reader could not hold is a string.
-                return str(int(value)) if value_fits(value) else f'"{int(value)}"'
+                return _number(int(value))
             case str():
                 return self._encode(clean(value))
             case bytes():
@@ -163,22 +167,23 @@ class JsonOutput:
         return self._encode(value)
 
 
-def value_fits(value: int) -> bool:
-    """Whether a double holds it exactly. 2^64 - 1 does for bpftrace, whose conversion saturates."""
-    return int(float(value)) == value or value == (1 << 64) - 1
+def _number(value: int) -> str:
+    """A number that a JavaScript reader could not hold, since doubles do not, is a string. 2^64 - 1 is one for
+    bpftrace, whose conversion saturates."""
+    return str(value) if int(float(value)) == value or value == (1 << 64) - 1 else f'"{value}"'
 
 
 def _bucket(bucket: Bucket) -> str:
     """Bounds are inclusive here, unlike in text."""
     parts = []
     if bucket.low is not None:
-        parts.append(f'"min": {bucket.low}')
+        parts.append(f'"min": {_number(bucket.low)}')
     if bucket.high is not None:
-        parts.append(f'"max": {bucket.high - 1}')
+        parts.append(f'"max": {_number(bucket.high - 1)}')
     return "{" + ", ".join([*parts, f'"count": {bucket.count}']) + "}"
 
 
 def _instant(slot: Slot) -> str:
     """Start of an interval as local time."""
     seconds, rest = divmod(slot.start_ns, 1_000_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds)) + f".{rest:09d}"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{rest:09d}"

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from bpfseal.runtime import bpf_info
 
-from .conftest import Running, trace, wait_until
+from .conftest import Running, command, trace, wait_until
 from .kill_campaign import campaign
 from .test_loss import account
 
@@ -247,3 +248,38 @@ def test_a_hundred_kills_leave_nothing() -> None:
     found, early = campaign(100)
     assert not found, found
     assert early < 100  # some were killed while they had maps
+
+
+def test_a_signal_at_the_very_end_changes_nothing() -> None:
+    """`pkill -INT` may find the process when it has said everything already."""
+    source = command("-q", "-e", 'end { printf("SUCCESS\\n"); }')
+    outcomes = set()
+    for delay in (0.0, 0.002, 0.005, 0.01, 0.02, 0.04):
+        process = subprocess.Popen(source, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "SUCCESS\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        outcomes.add(process.wait(30))
+        process.stdout.close()
+    assert outcomes == {0}
+
+
+def test_the_process_has_the_commands_name() -> None:
+    """`pidof bpfseal` finds a script's process by the name in front of its arguments."""
+    script = Path(sys.executable).with_name("bpfseal")
+    if not script.exists():
+        pytest.skip("the command is not installed beside the interpreter")
+    process = subprocess.Popen(
+        [script, "-q", "-e", 'begin { printf("x\\n"); } interval:s:60 { }'], stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        shown = Path(f"/proc/{process.pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        assert shown[0] == bytes(script)
+        assert shown[1:3] == [b"-q", b"-e"]
+    finally:
+        process.kill()
+        process.communicate()
