@@ -16,7 +16,7 @@ from typing import Final
 
 from bpfseal.compiler import kernel_index
 from bpfseal.compiler.kernel_names import C_WORDS, c_integer, spelled
-from bpfseal.dsl.types import BOOL, VOID, Array, Enum, Field, Int, Ptr, Record, RecordInfo, Str, Type, Void
+from bpfseal.dsl.types import ANONYMOUS, BOOL, VOID, Array, Enum, Field, Int, Ptr, Record, RecordInfo, Str, Type, Void
 from bpfseal.signer import btf as raw
 from bpfseal.signer.btf import Btf, BtfError
 
@@ -151,12 +151,21 @@ class KernelTypes:
 
     def enum(self, name: str) -> dict[int, str] | None:
         """Names by value of "enum NAME" (name without "enum")."""
+        if name.startswith(ANONYMOUS):
+            # Made of the BTF id of an enum of vmlinux, by `_convert`.
+            number = int(name.removeprefix(ANONYMOUS)) if name.removeprefix(ANONYMOUS).isdigit() else 0
+            known = 0 < number < len(self._vmlinux.btf) and self._vmlinux.btf.kind(number) in (raw.ENUM, raw.ENUM64)
+            return self._names(self._vmlinux, number) if known else None
         for unit, id in self._everywhere("e", name):
-            return {value: word for word, value in reversed(unit.btf.enumerators(id))}
+            return self._names(unit, id)
         return None
 
+    @staticmethod
+    def _names(unit: _Unit, id: int) -> dict[int, str]:
+        return {value: word for word, value in reversed(unit.btf.enumerators(id))}
+
     def constant(self, name: str) -> tuple[int, Type] | None:
-        """Value and type of an enumerator. Anonymous enums give integers."""
+        """Value and type of an enumerator. Anonymous enums of modules give integers."""
         assert self._vmlinux.index is not None
         for id in self._vmlinux.index.candidates("c", name):
             if (found := self._enumerator(self._vmlinux, id, name)) is not None:
@@ -330,6 +339,8 @@ class KernelTypes:
             return Record(self._record_name(unit, id, alias), btf.size_or_type(id))
         if kind in (raw.ENUM, raw.ENUM64):
             name, bits = btf.name(id), btf.size_or_type(id) * 8
+            if not name and unit is self._vmlinux:
+                name = f"{ANONYMOUS}{id}"
             return Enum(name, bits, btf.kflag(id)) if name else Int(bits, btf.kflag(id))
         if kind == raw.FWD:
             return Record(f"{'union' if btf.kflag(id) else 'struct'} {btf.name(id)}", 0)

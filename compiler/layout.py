@@ -10,6 +10,8 @@ import msgspec
 
 from bpfseal.errors import BpfsealError
 
+CUT = ".."
+
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Base of the reader's types."""
@@ -26,7 +28,8 @@ class Shape(Record, frozen=True):
     element, count   arrays
     members  records and tuples; a language record (x=1) is a tuple whose members have names
     params   hist (bits,), lhist (min, max, step), tseries (interval_ns, buckets, kind), stacks (mode, depth),
-             timestamp (clock)
+             timestamp (clock), str (what is shown behind a string that fills its place without a NUL: it was cut;
+             CUT when there are none)
     """
 
     kind: str

@@ -18,6 +18,7 @@ from bpfseal.compiler.unit import (
     Unit,
 )
 from bpfseal.dsl import typed, types
+from bpfseal.dsl.source import Span
 from bpfseal.dsl.typed import MapDef
 from bpfseal.dsl.types import is_scalar, size_of
 from bpfseal.signer.bundle import MapSpec
@@ -190,7 +191,7 @@ def _read_scalar(g: Gen, node: typed.MapRead) -> Value:
     if map.direct:
         return g.load_scalar(node.map.value, direct_value(g, map, "read"))
     found = look_up(g, map, key_pointer(g, map, node.key))
-    _report_missing(g, found)
+    _report_missing(g, found, node.span)
     slot = g.fn.slot(register_type(node.type))
     with g.unless(g.fn.is_null(found), "found"):
         value = g.load_scalar(node.map.value, found)
@@ -198,12 +199,12 @@ def _read_scalar(g: Gen, node: typed.MapRead) -> Value:
     return g.fn.load(register_type(node.type), slot, _register_align(register_type(node.type)))
 
 
-def _report_missing(g: Gen, found: Value) -> None:
+def _report_missing(g: Gen, found: Value, span: Span) -> None:
     if g.unit.options.helper_errors > 1:
         from bpfseal.compiler.events import runtime_error
 
         with g.when(g.fn.is_null(found), "missing"):
-            runtime_error(g, "helper", g.span, const(0), "map_lookup_elem")
+            runtime_error(g, "helper", span, const(0), "map_lookup_elem")
 
 
 def _register_align(type: str) -> int:
@@ -217,7 +218,7 @@ def _read_address(g: Gen, node: typed.MapRead) -> Value:
     if map.direct:
         return direct_value(g, map, "read")
     found = look_up(g, map, key_pointer(g, map, node.key))
-    _report_missing(g, found)
+    _report_missing(g, found, node.span)
     return g.fn.select(g.fn.is_null(found), zeros(g, size_of(node.type)), found)
 
 

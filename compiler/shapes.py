@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bpfseal.compiler.layout import Member, Shape
+from bpfseal.compiler.layout import CUT, Member, Shape
 from bpfseal.dsl import types
 from bpfseal.dsl.types import RecordInfo, Type, size_of, tuple_layout
 
@@ -12,8 +12,9 @@ _DEPTH = 8  # of records in records; what is deeper prints as nothing
 class Shapes:
     """Shapes of a script's types. `records` as in TypedScript."""
 
-    def __init__(self, records: dict[str, RecordInfo]) -> None:
+    def __init__(self, records: dict[str, RecordInfo], trailer: str = CUT) -> None:
         self._records = records
+        self._text = (trailer,) if trailer != CUT else ()
         self._known: dict[Type, Shape] = {}
 
     def of(self, type: Type, depth: int = _DEPTH) -> Shape:
@@ -34,7 +35,7 @@ class Shapes:
             case types.Enum(name=name, signed=signed):
                 return Shape(kind="enum", size=size, signed=signed, name=name)
             case types.Str():
-                return Shape(kind="str", size=size)
+                return Shape(kind="str", size=size, params=self._text)
             case types.Buf():
                 return Shape(kind="buf", size=size)
             case types.Ptr():

@@ -23,6 +23,11 @@ def _source(g: Gen, pointer: typed.Expr) -> tuple[str, Value]:
 
 def read_string(g: Gen, node: typed.Call, target: Value, clean: bool) -> Value:
     """str(); the helper's result: bytes with the NUL, negative when it could not be read."""
+    return _read_string(g, node, target, clean)[0]
+
+
+def _read_string(g: Gen, node: typed.Call, target: Value, clean: bool) -> tuple[Value, Value]:
+    """The result and the address."""
     size = size_of(node.type)
     space, address = _source(g, node.args[0])
     count = const(size)
@@ -34,11 +39,19 @@ def read_string(g: Gen, node: typed.Call, target: Value, clean: bool) -> Value:
         count = g.fn.select(g.fn.compare("ugt", count, const(size)), const(size), count)
     if clean:
         g.clear(target, size)
-    return read_text(g, space, target, count, address)
+    return read_text(g, space, target, count, address), address
 
 
 def _str(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
-    read_string(g, node, target, clean)
+    """A string that max_strlen cuts has no NUL, which is how those who show it see that it was cut."""
+    result, address = _read_string(g, node, target, clean)
+    if not node.options.get("cut"):
+        return
+    assert isinstance(node.args[0].type, types.Ptr)
+    size = size_of(node.type)
+    with g.when(g.fn.compare("eq", g.fn.integer(result, I64, signed=True), const(size)), "cut"):
+        last = g.fn.binary("add", g.fn.integer(address, I64), const(size - 1))
+        read_bytes(g, node.args[0].type.space, g.fn.add(target, size - 1), const(1), last)
 
 
 def _buf(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:

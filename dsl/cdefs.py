@@ -31,7 +31,7 @@ from bpfseal.dsl.cdefs_types import (
 from bpfseal.dsl.cdefs_types import Void as CVoid
 from bpfseal.dsl.env import Args, AttachSpec, Environment, Point
 from bpfseal.dsl.source import Diagnostic, DslError, Source, Span
-from bpfseal.dsl.types import VOID, Array, Enum, Field, Int, Ptr, Record, RecordInfo, Str, Type
+from bpfseal.dsl.types import ANONYMOUS, VOID, Array, Enum, Field, Int, Ptr, Record, RecordInfo, Str, Type
 
 
 def _words(text: str) -> frozenset[str]:
@@ -405,8 +405,9 @@ class _Overlay:
         from difflib import get_close_matches
 
         scope = self.definitions.scope
+        enums = [f"enum {name}" for name in scope.enums if not name.startswith(ANONYMOUS)]
         own = {
-            "type": [*scope.records, *scope.typedefs, *(f"enum {e}" for e in scope.enums)],
+            "type": [*scope.records, *scope.typedefs, *enums],
             "constant": [*scope.enumerators, *self.definitions.defines()],
         }.get(what, [])
         return [*get_close_matches(name, own, 3), *self.base.suggest(what, name)]

@@ -29,7 +29,7 @@ from bpfseal.dsl.cdefs_types import (
     up,
 )
 from bpfseal.dsl.source import Span
-from bpfseal.dsl.types import Int, Type, size_of
+from bpfseal.dsl.types import ANONYMOUS, Int, Type, size_of
 from bpfseal.dsl.types import Record as RecordType
 
 _QUALIFIERS = (
@@ -441,11 +441,11 @@ class Parser:
         self.attributes()
         signed = any(v < 0 for v in values.values())
         wide = any(not -(1 << 31) <= v < (1 << 31 if signed else 1 << 32) for v in values.values())
+        if name in self.scope.enums:
+            raise CError(f"'enum {name}' is defined twice", keyword.span)
+        name = name or f"{ANONYMOUS}{keyword.span.source}.{keyword.span.start}"
         ref = EnumRef(name, fixed or (8 if wide else 4), signed)
-        if name:
-            if name in self.scope.enums:
-                raise CError(f"'enum {name}' is defined twice", keyword.span)
-            self.scope.enums[name] = ref, {v: n for n, v in reversed(values.items())}
+        self.scope.enums[name] = ref, {v: n for n, v in reversed(values.items())}
         for n, v in values.items():
             self.scope.enumerators[n] = v, ref
         return ref

@@ -42,6 +42,10 @@ class Bool:
         return "bool"
 
 
+ANONYMOUS = "#"
+"""Begins the name of an enum that has none; what follows tells such enums apart."""
+
+
 @dataclass(frozen=True, slots=True)
 class Enum:
     """A C enum; values print as their names through `Environment.enum`."""
@@ -51,7 +55,7 @@ class Enum:
     signed: bool = False
 
     def __str__(self) -> str:
-        return f"enum {self.name}"
+        return "enum" if self.name.startswith(ANONYMOUS) else f"enum {self.name}"
 
 
 @dataclass(frozen=True, slots=True)

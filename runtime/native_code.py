@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bpfseal.compiler.layout import EventField, EventLayout, Shape
+from bpfseal.compiler.layout import CUT, EventField, EventLayout, Shape
 from bpfseal.runtime.render.printf import CONVERSION, bits_of, narrowed
 
 _NUMBER: Final = 24  # most bytes of a number in decimal
@@ -100,7 +100,45 @@ class _Lines:
             f"call void @llvm.memcpy.p0.p0.i64(ptr {self.out()}, ptr {at}, i64 {self._name('l')}, i1 false)"
         )
         self.bound += field.shape.size
+        step = self.steps
         self._advance(f"getelementptr i8, ptr {self.out()}, i64 {self._name('l')}")
+        cut = _cut(field.shape)
+        if cut and field.shape.size:
+            # Written in any case: what comes next overwrites it unless the string was cut.
+            whole, length = f"%whole{self.event}_{step}", f"%cut{self.event}_{step}"
+            self.code.append(f"{whole} = icmp eq i64 %l{self.event}_{step}, {field.shape.size}")
+            self.code.append(f"{length} = select i1 {whole}, i64 {len(cut)}, i64 0")
+            text = self._constant(cut)
+            self.code.append(
+                f"call void @llvm.memcpy.p0.p0.i64(ptr {self.out()}, ptr {text}, i64 {len(cut)}, i1 false)"
+            )
+            self.bound += len(cut)
+            self._advance(f"getelementptr i8, ptr {self.out()}, i64 {length}")
+
+    def ended(self, field: EventField) -> tuple[str, int]:
+        """A string as C has it, and the most bytes that it can have: where it was cut a copy that says so."""
+        size, cut = field.shape.size, _cut(field.shape)
+        at, mark = self._name("t"), f"{self.event}_{self.steps}"
+        self.code.append(f"{at} = getelementptr i8, ptr %record, i64 {field.offset}")
+        if not cut or not size:
+            return at, size
+        copy = f"@copy{mark}"
+        self.constants.append(f"{copy} = internal global [{size + len(cut) + 1} x i8] zeroinitializer")
+        self.code += [
+            f"%l{mark} = call i64 @strnlen(ptr {at}, i64 {size})",
+            f"%whole{mark} = icmp eq i64 %l{mark}, {size}",
+            f"br label %test{mark}",
+            f"test{mark}:",
+            f"br i1 %whole{mark}, label %long{mark}, label %both{mark}",
+            f"long{mark}:",
+            f"call void @llvm.memcpy.p0.p0.i64(ptr {copy}, ptr {at}, i64 {size}, i1 false)",
+            f"%end{mark} = getelementptr i8, ptr {copy}, i64 {size}",
+            f"call void @llvm.memcpy.p0.p0.i64(ptr %end{mark}, ptr {self._constant(cut)}, i64 {len(cut)}, i1 false)",
+            f"br label %both{mark}",
+            f"both{mark}:",
+            f"%p{mark} = phi ptr [ {at}, %test{mark} ], [ {copy}, %long{mark} ]",
+        ]
+        return f"%p{mark}", size + len(cut)
 
     def character(self, value: str) -> None:
         self.code.append(f"{self._name('c')} = trunc i64 {value} to i8")
@@ -118,6 +156,11 @@ class _Lines:
         )
         self.code.append(f"{self._name('e')} = sext i32 {self._name('r')} to i64")
         self._advance(f"getelementptr i8, ptr {self.out()}, i64 {self._name('e')}")
+
+
+def _cut(shape: Shape) -> bytes:
+    """What follows a string that fills its place."""
+    return str(shape.params[0] if shape.params else CUT).encode("utf-8", "surrogateescape")
 
 
 def program(events: Sequence[EventLayout]) -> Program | None:
@@ -168,10 +211,8 @@ def _conversion(lines: _Lines, match: re.Match[str], field: EventField) -> None:
             return
         if "0" in flags:
             raise _Unknown
-        lines.code.append(f"%p{lines.event}_{lines.steps} = getelementptr i8, ptr %record, i64 {field.offset}")
-        pointer = f"%p{lines.event}_{lines.steps}"
-        format = f"%{flags.strip('+#')}{width}.{shape.size}s".encode()
-        lines.printf(format, f"ptr {pointer}", max(int(width or 0), shape.size))
+        pointer, most = lines.ended(field)
+        lines.printf(f"%{flags.strip('+#')}{width}.{most}s".encode(), f"ptr {pointer}", max(int(width or 0), most))
         return
     if shape.kind not in ("int", "ptr", "bool", "enum"):
         raise _Unknown

@@ -128,8 +128,8 @@ def parse(argv: list[str]) -> Options:
 def _apply(options: Options, name: str, value: str) -> None:
     match name:
         case "-e":
-            # Several -e make one program, as several lines would.
-            options.program = value if options.program is None else f"{options.program}\n{value}"
+            # Of several the last counts, as in bpftrace.
+            options.program = value
         case "-l" | "--list":
             options.listing = True
         case "-v" | "--verbose":

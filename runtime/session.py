@@ -110,6 +110,7 @@ class Session:
         self._looked = 0.0
         self._signals: list[tuple[Attach, int]] = []
         self._previous: dict[int, Any] = {}
+        self.hurried = False
         self._stopping = False
         self._exited = False
         self._finished = False
@@ -144,6 +145,16 @@ class Session:
             raise
 
     # --- life ----------------------------------------------------------------------------------------------------
+
+    def rehearse(self, sink: Sink) -> None:
+        """Attach everything and be done with it: nothing of the script runs for its own sake. Raises BpfsealError."""
+        self.sink = sink
+        self._handlers = sink.bind(self)
+        self._write_session_map()
+        self._attach_all()
+        sink.attached(self.attached)
+        self._finished = self._stopping = True
+        self._detach()
 
     def start(self, sink: Sink) -> None:
         """Run BEGIN, attach everything, let the child go. Raises BpfsealError, after which `close()` is due."""
@@ -205,6 +216,11 @@ class Session:
             self.count_lost()
         return not self._stopping
 
+    def interrupt(self) -> None:
+        """End the trace as somebody wishes who does not want to wait: commands of system() that are due are not run."""
+        self.hurried = True
+        self.stop()
+
     def fileno(self) -> int:
         """A descriptor that is readable when `poll(0)` has something to do."""
         assert self._epoll is not None
@@ -244,7 +260,7 @@ class Session:
         if self._deferred is not None:
             self._deferred.wait(self._drain)
             self._drain_all()
-        self._exited = False
+        self._exited = self.hurried = False
         self._run_phase("end")
         self._drain_all()
         self.count_deferred(last=True)

@@ -104,12 +104,12 @@ def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -
             from bpfseal.runtime import trials
 
             status = trials.run(session, options, output, file)
+        elif options.dry_run:
+            session.rehearse(sink)
+            return 0
         else:
             session.start(sink)
-            if options.dry_run:
-                session.finish()
-            else:
-                extras.run()
+            extras.run()
         output.end()
         if status is None and built.reader.config.get("print_maps_on_exit", True):
             for contents in session.maps.all_contents():
@@ -171,7 +171,7 @@ def _stop_on_signals(session: Session) -> None:
         signals += 1
         if signals > 1:
             os._exit(128 + number)
-        session.stop()
+        session.interrupt()
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)

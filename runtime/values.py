@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from bpfseal.compiler.layout import Shape
+from bpfseal.compiler.layout import CUT, Shape
 
 Buffer = bytes | bytearray | memoryview
 Decoder = Callable[[Buffer, int], Any]
@@ -121,7 +121,7 @@ def decoder(shape: Shape, enums: Mapping[str, Mapping[int, str]]) -> Decoder:
             names = enums.get(shape.name, {})
             return lambda data, at: _enum(packed.unpack_from(data, at)[0], names)
         case "str":
-            return partial(_string, shape.size)
+            return partial(_string, shape.size, str(shape.params[0]) if shape.params else CUT)
         case "buf":
             return _buffer
         case "array":
@@ -153,10 +153,12 @@ def _enum(value: int, names: Mapping[int, str]) -> EnumValue:
     return EnumValue(value, names.get(value, ""))
 
 
-def _string(size: int, data: Buffer, at: int) -> str:
+def _string(size: int, cut: str, data: Buffer, at: int) -> str:
     raw = bytes(data[at : at + size])
     end = raw.find(0)
-    return (raw if end < 0 else raw[:end]).decode("utf-8", "surrogateescape")
+    if end < 0:
+        return raw.decode("utf-8", "surrogateescape") + cut
+    return raw[:end].decode("utf-8", "surrogateescape")
 
 
 def _buffer(data: Buffer, at: int) -> bytes:

@@ -8,7 +8,7 @@ from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check import fold, maps, scopes
 from bpfseal.dsl.check.conversions import to_int
 from bpfseal.dsl.check.state import MapInfo, State
-from bpfseal.dsl.source import Span
+from bpfseal.dsl.source import NOWHERE, Span
 from bpfseal.dsl.table import AGGREGATES
 from bpfseal.dsl.types import I64, Aggregate
 
@@ -148,7 +148,8 @@ def _tseries(c: State, call: ast.Call, args: list[typed.Expr]) -> tuple[int | st
         c.error(call.span, "tseries() is not stable yet and is disabled", "config = { unstable_tseries = enable }")
         return None
     if c.config["unstable_tseries"] == "warn":
-        c.warn(call.span, "tseries() is not stable yet", "config = { unstable_tseries = enable } silences this")
+        # Once for the script and not where it stands, as in the reference.
+        c.warn(NOWHERE, "tseries() is not stable yet", "config = { unstable_tseries = enable } silences this")
     kind = "none"
     if len(args) > 3:
         text = fold.literal(args[3])

@@ -77,7 +77,10 @@ def read(c: State, expr: typed.Expr, size: int, length: typed.Expr | None, node:
         found = arguments.pointer(c, expr)
     if found is None:
         return c.error(expr.span, f"str() expects a string, an integer or a pointer, not {type}")
-    return typed.Call("str", (found,) if length is None else (found, length), Str(size), node.span, {"size": size})
+    options: dict[str, object] = {"size": size}
+    if size == limit(c):
+        options["cut"] = True
+    return typed.Call("str", (found,) if length is None else (found, length), Str(size), node.span, options)
 
 
 def buf(c: State, node: ast.Call) -> typed.Expr:

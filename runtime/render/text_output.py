@@ -104,8 +104,9 @@ class TextOutput:
     def full(self, name: str, failed: int, entries: int) -> None:
         self.flush()
         self._stderr(
-            f"WARNING: {failed} update{'s' if failed != 1 else ''} of {name} failed, which has room for {entries} "
-            f"keys. Set max_map_keys in the config block or declare the map with more: `let {name} = hash(N)`\n"
+            f"WARNING: Map full; can't update element. {failed} update{'s' if failed != 1 else ''} of {name} failed, "
+            f"which has room for {entries} keys. Set max_map_keys in the config block or declare the map with more: "
+            f"`let {name} = hash(N)`\n"
         )
 
     def skipped(self, probe: str, times: int) -> None:

@@ -97,7 +97,10 @@ begin { }"""
     assert found["z"] == (U64, 152)
     assert found["dbl"] == (U64, 160)
     assert found["flt"] == (U32, 168)
-    assert found["pq"] == (U32, 172)
+    type, offset = found["pq"]
+    assert isinstance(type, Enum)
+    assert (type.bits, type.signed, str(type), offset) == (32, False, "enum", 172)
+    assert env.enum(type) == {0: "P", 1: "Q"}
     assert found["list"] == (Record("struct list_head", 16), 176)
     assert found["dma"] == (U64, 192)
     assert found["rq"] == (Enum("rq", 32), 200)
@@ -106,7 +109,7 @@ begin { }"""
     assert info is not None
     assert info.size == 208
     assert env.type_named("struct all") == Record("struct all", 208)
-    assert env.constant("Q") == (1, U32)
+    assert env.constant("Q") == (1, type)
 
 
 def test_bit_fields() -> None:
@@ -295,7 +298,8 @@ def test_headers_of_the_script(tmp_path: Path) -> None:
 def test_headers_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "d.h").write_text("enum { FROM_D = 4 };\n")
     env = defined("begin { }", tmp_path, includes=["d.h"])
-    assert env.constant("FROM_D") == (4, U32)
+    value, type = env.constant("FROM_D") or (0, U32)
+    assert (value, env.enum(type) if isinstance(type, Enum) else None) == (4, {4: "FROM_D"})
 
 
 def test_imported_headers(tmp_path: Path) -> None:
