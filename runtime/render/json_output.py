@@ -168,9 +168,8 @@ class JsonOutput:
 
 
 def _number(value: int) -> str:
-    """A number that a JavaScript reader could not hold, since doubles do not, is a string. 2^64 - 1 is one for
-    bpftrace, whose conversion saturates."""
-    return str(value) if int(float(value)) == value or value == (1 << 64) - 1 else f'"{value}"'
+    """A number that a JavaScript reader could not hold, since doubles do not, is a string."""
+    return str(value) if int(float(value)) == value else f'"{value}"'
 
 
 def _bucket(bucket: Bucket) -> str:
