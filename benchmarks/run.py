@@ -20,7 +20,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RAW = HERE / "raw"
-SECTIONS = ("start", "compile", "events", "readout", "attach", "per_event", "sealed_load")
+SECTIONS = ("start", "compile", "events", "session", "readout", "attach", "per_event", "sealed_load")
 
 
 def machine() -> dict[str, Any]:
