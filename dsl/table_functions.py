@@ -140,7 +140,7 @@ _ROWS = (
         "path",
         ("string path(struct path *path, [int32 size])",),
         (1, 2),
-        "Full path of a struct path.",
+        "Full path of a struct path. In deferred blocks of any probe.",
         'args: one pointer (space "btf") to struct path; options "size": int; type Str(size)',
         probes=frozenset({"fentry", "fexit", "iter", "lsm"}),
     ),

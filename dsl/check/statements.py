@@ -8,6 +8,7 @@ from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check import assignments, fold, introspection, maps, operators, scopes, walk
 from bpfseal.dsl.check.conversions import UNKNOWN, as_int, coerce, is_unknown, promote_int, to_int
 from bpfseal.dsl.check.state import State, StatementHandler, Variable
+from bpfseal.dsl.env import Point
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import (
     I64,
@@ -265,6 +266,11 @@ def defer(c: State, node: ast.Defer) -> Sequence[typed.Stmt]:
     if c.deferred >= 0:
         c.error(node.span, "defer cannot be used inside of defer", "the block already runs in the task's own context")
         return ()
+    if node.mode == "signal" and any(map(_comes_again, c.place.points)):
+        message = (
+            "defer(signal) interrupts system calls that sleep; the kernel starts them again, and this probe with them"
+        )
+        c.warn(node.span, message, "use defer, or defer(signal) in probes that samples or other things fire")
     captured: dict[str, Variable] = {}
     visible = {name: v for scope in c.scopes for name, v in scope.items()}
     kept = c.captures, c.loops, c.deferred
@@ -277,6 +283,13 @@ def defer(c: State, node: ast.Defer) -> Sequence[typed.Stmt]:
         c.warn(place.span, f"the deferred block changes its own copy of ${place.name} only")
     copies = tuple(v.var for name, v in captured.items() if visible.get(name) is v)
     return (typed.Defer(node.mode, copies, inside, node.span),)
+
+
+def _comes_again(point: Point) -> bool:
+    """Whether a system call that sleeps passes the probe each time that it is started anew."""
+    return point.kind in ("tracepoint", "rawtracepoint") and (
+        point.function == "sched_switch" or point.function.startswith("sys_enter")
+    )
 
 
 def _reassigned(c: State, block: ast.Block, visible: dict[str, Variable]) -> list[ast.Variable]:

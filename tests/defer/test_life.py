@@ -285,7 +285,7 @@ def test_accounts_under_load(pageout: str, tmp_path: Path) -> None:
     script = (
         "profile:hz:997 { defer { @sampled = count(); } } "
         "tracepoint:sched:sched_switch { defer { @switched = count(); } } "
-        "tracepoint:raw_syscalls:sys_enter { defer(signal) { @called = count(); } }"
+        "tracepoint:raw_syscalls:sys_enter { defer { @called = count(); } }"
     )
     load = f"{pageout} open2 3000 {kit.page(tmp_path)}"
     found = kit.trace(f"{script} interval:s:2 {{ exit(); }}", f"/bin/sh -c 'while :; do {load} > {os.devnull}; done'")

@@ -62,6 +62,20 @@ def test_changes_of_a_copy_are_warned_of() -> None:
     assert messages == ["the deferred block changes its own copy of $x only"] * 2
 
 
+def test_circles_are_warned_of() -> None:
+    """A system call that sleeps, is interrupted and started again by the block of the probe at its entry."""
+    for probe in (
+        OPEN,
+        "tracepoint:raw_syscalls:sys_enter",
+        "rawtracepoint:sys_enter",
+        "tracepoint:sched:sched_switch",
+    ):
+        messages = [w.message for w in typed(f"{probe} {{ defer(signal) {{ @n = count(); }} }}").warnings]
+        assert any("defer(signal) interrupts system calls that sleep" in text for text in messages), probe
+        assert not typed(f"{probe} {{ defer {{ @n = count(); }} }}").warnings
+    assert not typed(f"{SAMPLE} {{ defer(signal) {{ @n = count(); }} }}").warnings
+
+
 # --- a kernel that lacks it ----------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_ten_thousand(pageout: str, tmp_path: Path) -> None:
     judge(entries, 10_000)
 
 
-def judge(entries: list[dict[str, object]], rounds: int) -> None:
+def judge(entries: list[dict[str, Any]], rounds: int) -> None:
     """What `measure` found must be nothing but success."""
     for entry in entries:
         assert entry["gone"] == rounds, entry
