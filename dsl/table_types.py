@@ -15,7 +15,7 @@ REGISTERS = frozenset(
     | {"profile", "interval", "software", "hardware"}
 )
 USER_CODE = frozenset({"uprobe", "uretprobe", "usdt"})
-TRACING = frozenset({"fentry", "fexit", "iter", "lsm"})
+TRACING = frozenset({"fentry", "fexit", "iter", "lsm", "rawtracepoint"})
 
 
 @dataclass(frozen=True, slots=True)
