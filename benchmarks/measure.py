@@ -12,10 +12,30 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+# Everything that the benchmarks trace, and no limit of seals a minute.
+POLICY = """
+version = 1
+[defaults]
+max_insns = 1048576
+[[rule]]
+name = "root"
+uid = 0
+probes = "*"
+classes = ["basic", "time", "identity", "map", "output", "stack", "perf", "read-kernel", "read-user"]
+kfuncs = "*"
+map_types = "*"
+existing_maps = true
+max_targets = 10000
+max_map_bytes = "2GiB"
+per_minute = 0
+"""
 
 OURS = [sys.executable, "-c", "import sys; from bpfseal.runtime.cli import main; sys.exit(main())"]
 
@@ -126,10 +146,39 @@ def row(what: str, unit: str, ours: list[float], other: list[float], **more: Any
     )
 
 
-def times(what: str, a: list[Run], b: list[Run], goal: str = "") -> list[Row]:
-    """Wall clock, CPU and memory of runs side by side."""
+def times(what: str, a: list[Run], b: list[Run], goal: str = "", memory: str = "") -> list[Row]:
+    """Wall clock, CPU and memory of runs side by side, with the goals for the first and the last."""
     return [
         row(f"{what}: wall clock", "s", [r.wall for r in a], [r.wall for r in b], goal=goal),
         row(f"{what}: CPU", "s", [r.cpu for r in a], [r.cpu for r in b]),
-        row(f"{what}: peak memory", "MiB", [r.rss_kib / 1024 for r in a], [r.rss_kib / 1024 for r in b]),
+        row(f"{what}: peak memory", "MiB", [r.rss_kib / 1024 for r in a], [r.rss_kib / 1024 for r in b], goal=memory),
     ]
+
+
+@contextmanager
+def system_helper(policy: str = POLICY) -> Iterator[str]:
+    """The socket of a signing helper that runs as the system's does: confined, with policy and audit log."""
+    folder = tempfile.mkdtemp(prefix="bpfseal-bench-")
+    os.chmod(folder, 0o755)
+    os.mkdir(f"{folder}/run")
+    with open(f"{folder}/policy.toml", "w") as file:
+        file.write(policy)
+    path = f"{folder}/run/signer.sock"
+    command = [sys.executable, "-m", "bpfseal.signer", "run", "--socket", path, "--policy", f"{folder}/policy.toml"]
+    child = subprocess.Popen([*command, "--audit", f"{folder}/log"], stderr=subprocess.DEVNULL)
+    try:
+        from bpfseal.errors import BpfsealError
+        from bpfseal.signer.client import connect
+
+        for _ in range(500):
+            try:
+                with connect(path=path) as client:
+                    client.hello()
+                break
+            except BpfsealError:
+                time.sleep(0.02)
+        yield path
+    finally:
+        child.terminate()
+        child.wait()
+        shutil.rmtree(folder)
