@@ -14,7 +14,7 @@ demo: $(STAMP) system ## the main job: signed one-liners on kernels that require
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) system lint ## all tests (unit, this kernel, test kernels under QEMU)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python tools/run_tests.py
 
 test-full: $(STAMP) system ## the long campaigns too
 	$(BIN)/python -m pytest -q
