@@ -1,4 +1,4 @@
-"""`make test`: the tests that boot machines run beside all others, since each of the two mostly waits for something else.
+"""`make test`: the tests that boot machines run beside all others, as each mostly waits for something else.
 
     python tools/run_tests.py [PYTEST OPTION …]
 
