@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.build import Built, Request, build
-from bpfseal.runtime.collect import Collector, Event
+from bpfseal.runtime.event import Event
 from bpfseal.runtime.sealing import Sealer, Signing
 from bpfseal.runtime.session import Session
 
 if TYPE_CHECKING:
+    from bpfseal.runtime.collect import Collector
     from bpfseal.runtime.deferred import Account
     from bpfseal.runtime.maps import MapContents
+    from bpfseal.runtime.session import Sink
     from bpfseal.runtime.table import Batch, Table
 
 # How long a waiting trace sleeps at most before it looks at its counters of lost events.
@@ -52,25 +54,43 @@ class Trace:
 
     # --- life ----------------------------------------------------------------------------------------------------
 
-    def start(self) -> Trace:
-        """Compile, seal, load, run BEGIN and attach. Raises BpfsealError (DslError for a wrong script)."""
+    def build(self, *, helper: bool = True) -> Built:
+        """Compile, while the helper starts. Raises BpfsealError (DslError for a wrong script)."""
+        if helper and self._sealer is None:
+            self._sealer = Sealer(self._signing)
+            self._sealer.start()
+        if self.built is None:
+            self.built = build(self._request)
+        return self.built
+
+    def load(self, *, quiet: bool = True, log_level: int = 0) -> Session:
+        """Compile, seal and load; nothing runs yet. `quiet`: do not tell on stderr when the kernel cannot verify
+        signatures; `log_level`: of the verifier. Raises BpfsealError."""
         if self._session is not None:
             raise BpfsealError("this trace is running already")
-        self._sealer = Sealer(self._signing)
         try:
-            self._sealer.start()
-            if self.built is None:
-                self.built = build(self._request)
-            sealed = self._sealer.seal(self.built.data, quiet=True)
-            session = Session(self.built.bundle, sealed, pid=self._request.pid, command=self._request.command)
+            built = self.build()
+            assert self._sealer is not None
+            sealed = self._sealer.seal(built.data, quiet=quiet)
+            request = self._request
+            session = Session(built.bundle, sealed, pid=request.pid, command=request.command, log_level=log_level)
         except BaseException:
-            self._sealer.close()
+            self.abandon()
             raise
         with self._lock:
             self._session = session
-        self._collector = Collector(session)
+        return session
+
+    def start(self, sink: Sink | None = None) -> Trace:
+        """Load if that was not done, run BEGIN and attach. With a `sink` of one's own there are no events here. Raises
+        BpfsealError."""
+        session = self._session or self.load()
         try:
-            session.start(self._collector)
+            if sink is None:
+                from bpfseal.runtime.collect import Collector
+
+                sink = self._collector = Collector(session)
+            session.start(sink)
         except BaseException:
             self.close()
             raise
@@ -99,11 +119,21 @@ class Trace:
                 self._sealer.close()
                 self._sealer = None
 
+    def abandon(self) -> None:
+        """Give everything back to the kernel at once: without END, last events and maps. Idempotent."""
+        with self._handling, self._lock:
+            session, self._session = self._session, None
+            if session is not None:
+                session.close()
+            if self._sealer is not None:
+                self._sealer.close()
+                self._sealer = None
+
     def _end(self, session: Session) -> None:
         session.finish()
         self._lost, self._status, self._deferred = session.lost, session.status, session.deferred
-        self._last = {name: session.maps[name].contents() for name in session.maps}
         if self._collector is not None:
+            self._last = {name: session.maps[name].contents() for name in session.maps}
             lookup = self._collector.lookup
             self._collector.learn()
             for contents in self._last.values():

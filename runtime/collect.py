@@ -10,9 +10,8 @@ from collections import deque, namedtuple
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from bpfseal.compiler.layout import EventLayout, Reader, Shape
+from bpfseal.runtime.event import Event
 from bpfseal.runtime.notebook.columns import of_call
 from bpfseal.runtime.notebook.lookup import Lookup, needs_session
 from bpfseal.runtime.notebook.stream import Piece
@@ -27,23 +26,6 @@ if TYPE_CHECKING:
     from bpfseal.runtime.render.trouble import Trouble
     from bpfseal.runtime.ring import RingReader
     from bpfseal.runtime.session import Session
-
-
-class Event(msgspec.Struct, frozen=True):
-    """Something a program said. `action`: printf, print, time, join, cat, syscall, errorf, warnf, map; runtime_error
-    (helper, code), lost (events), map_full (map, failed updates, room), skipped (probe, times),
-    deferred (the account of deferred blocks, at the end).
-
-    `values`: of printf and print a named tuple of the arguments, whose names are those in the program
-    (`printf("%d %s", pid, comm)` has `values.pid` and `values.comm`); of a printed map its (key, value) pairs; else
-    what stands in brackets above. `text` is what the command line would write, without a newline for print.
-    `probe`: which one said it, where the program has several.
-    """
-
-    action: str
-    values: tuple[Any, ...]
-    text: str
-    probe: str = ""
 
 
 class Site:

@@ -13,7 +13,8 @@ from bpfseal.runtime.notebook.stream import Piece, View
 
 if TYPE_CHECKING:
     from bpfseal.compiler.layout import Shape
-    from bpfseal.runtime.collect import Collector, Entry, Event, Site
+    from bpfseal.runtime.collect import Collector, Entry, Site
+    from bpfseal.runtime.event import Event
     from bpfseal.runtime.maps import MapContents
 
 

@@ -9,16 +9,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from bpfseal.errors import BpfsealError
-from bpfseal.runtime.build import Built, Request, build, read_source
+from bpfseal.runtime.api import Trace
+from bpfseal.runtime.build import Built, Request, read_source
 from bpfseal.runtime.extras import Extras
 from bpfseal.runtime.options import Options
 from bpfseal.runtime.render import make_output
 from bpfseal.runtime.render.resolve import Resolver
-from bpfseal.runtime.sealing import Sealer, Signing
+from bpfseal.runtime.sealing import Signing
 from bpfseal.runtime.session import Session
 from bpfseal.runtime.sink import OutputSink
 from bpfseal.runtime.title import show_own_name
-from bpfseal.signer.bundle import SealedBundle
 
 if TYPE_CHECKING:
     from bpfseal.runtime.pcap import PacketFile
@@ -26,18 +26,17 @@ if TYPE_CHECKING:
 
 def main(options: Options) -> int:
     """Run the trace; its exit status. Raises BpfsealError."""
-    request = _request(options)
-    with Sealer(Signing(options.signing, options.policy, options.lifetime, options.unsafe)) as sealer:
-        # The helper starts while the compiler works.
-        if not options.debug:
-            sealer.start()
-        built = build(request)
+    trace = Trace(_request(options), Signing(options.signing, options.policy, options.lifetime, options.unsafe))
+    try:
+        built = trace.build(helper=not options.debug)
         for warning in built.warnings if options.warnings else ():
             sys.stderr.write(warning + "\n")
         if options.debug and options.mode != "codegen":
             return 0
-        sealed = sealer.seal(built.data, quiet=options.quiet)
-        return _run(options, built, sealed)
+        session = trace.load(quiet=options.quiet, log_level=1 if options.verbose else 0)
+        return _run(options, built, session)
+    finally:
+        trace.abandon()
 
 
 def _request(options: Options) -> Request:
@@ -68,10 +67,10 @@ def _request(options: Options) -> Request:
     )
 
 
-def _run(options: Options, built: Built, sealed: SealedBundle) -> int:
+def _run(options: Options, built: Built, session: Session) -> int:
     file = _open_output(options)
     try:
-        return _trace(options, built, sealed, file)
+        return _trace(options, built, session, file)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -81,14 +80,7 @@ def _run(options: Options, built: Built, sealed: SealedBundle) -> int:
         _abandon(file)
 
 
-def _trace(options: Options, built: Built, sealed: SealedBundle, file: TextIO) -> int:
-    session = Session(
-        built.bundle,
-        sealed,
-        pid=options.pid,
-        command=options.command,
-        log_level=1 if options.verbose else 0,
-    )
+def _trace(options: Options, built: Built, session: Session, file: TextIO) -> int:
     with session:
         resolver = Resolver(session)
         output = make_output(options, file, resolver)
