@@ -34,7 +34,7 @@ def main(options: Options) -> int:
         if options.debug and options.mode != "codegen":
             return 0
         session = trace.load(quiet=options.quiet, log_level=1 if options.verbose else 0)
-        return _run(options, built, session)
+        return run(options, built, session)
     finally:
         trace.abandon()
 
@@ -67,7 +67,8 @@ def _request(options: Options) -> Request:
     )
 
 
-def _run(options: Options, built: Built, session: Session) -> int:
+def run(options: Options, built: Built, session: Session) -> int:
+    """The trace of a loaded session; its exit status. Raises BpfsealError."""
     file = _open_output(options)
     try:
         return _trace(options, built, session, file)

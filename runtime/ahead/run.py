@@ -58,9 +58,12 @@ def main(argv: list[str]) -> int:
             sealed = sealer.seal(built.data, quiet=options.quiet)
         if pin:
             return _pin(bundle, sealed, pin)
-        from bpfseal.runtime.trace_command import _run
+        from bpfseal.runtime.session import Session
+        from bpfseal.runtime.trace_command import run
 
-        return _run(options, built, sealed)
+        log_level = 1 if options.verbose else 0
+        with Session(bundle, sealed, pid=options.pid, command=options.command, log_level=log_level) as session:
+            return run(options, built, session)
 
 
 def presealed(file: SealedFile, bundle: Bundle, cert: str = "") -> tuple[SealedBundle | None, str]:
