@@ -83,10 +83,10 @@ GETPPID = "__x64_sys_getppid"
 ROWS = (
     Row("begin", "begin", "{ @ = count(); }", "", 1, ("begin:*", "")),
     Row("end", "begin { exit(); } end", "{ @ = count(); }", "", 1, ("end:*", "")),
-    Row("interval", "interval:ms:20", "{ @ = count(); if (@ == 5) { exit(); } }", "", 5,
+    Row("interval", "interval:ms:20", "/@ < 5/ { @ = count(); if (@ == 5) { exit(); } }", "", 5,
         ("interval:*", "interval:ms:")),
     Row(
-        "profile", "profile:hz:50", "/cpu == 0/ { @ = count(); if (@ == 5) { exit(); } }", "", 5,
+        "profile", "profile:hz:50", "/cpu == 0 && @ < 5/ { @ = count(); if (@ == 5) { exit(); } }", "", 5,
         ("profile:*", "profile:hz:"),
     ),
     Row(

@@ -8,7 +8,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +19,9 @@ from bpfseal.errors import BpfsealError
 from bpfseal.runtime.build import Request, build, check
 from bpfseal.runtime.listing import list_probes
 from bpfseal.runtime.pcap import PacketFile
-from tests.probes import frames, kit
+from tests.probes import frames, inside, kit
 from tests.probes.frames import FRAMES, PRINT, Pair, expected
-
-IN_GUEST = os.environ.get("BPFSEAL_GUEST", "") == "1"
+from tests.probes.inside import IN_GUEST
 
 pytestmark = [
     pytest.mark.host,
@@ -31,7 +29,6 @@ pytestmark = [
     pytest.mark.skipif(not (IN_GUEST or kit.can_trace()), reason="needs root and bpf(2)"),
     pytest.mark.skipif(not frames.can_pair(), reason="no network namespaces or veth here"),
 ]
-SIGNING = os.environ.get("BPFSEAL_TEST_SIGNING", "auto")
 
 
 @pytest.fixture(scope="module")
@@ -41,38 +38,27 @@ def pair() -> Iterator[Pair]:
 
 
 class Tracer:
-    """A running bpfseal: lines that it has printed."""
+    """A running trace: lines that it has printed."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    def __init__(self, trace: inside.Trace) -> None:
+        self.trace = trace
 
     def lines(self, count: int) -> list[str]:
-        assert self.process.stdout is not None
-        return [self.process.stdout.readline().rstrip("\n") for _ in range(count)]
+        return [self.trace.line() for _ in range(count)]
 
     def stop(self) -> tuple[str, str]:
-        self.process.send_signal(signal.SIGINT)
-        return self.process.communicate(timeout=60)
+        return self.trace.end(signal.SIGINT)
 
 
 @contextmanager
 def tracer(program: str, *options: str) -> Iterator[Tracer]:
     """bpfseal with `program`, attached."""
-    command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "-q", "-B", "line", *options, "-e", program]
-    environment = {**os.environ, "__BPFTRACE_NOTIFY_PROBES_ATTACHED": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        found = Tracer(process)
-        try:
-            (first,) = found.lines(1)
-            if first != "__BPFTRACE_NOTIFY_PROBES_ATTACHED":
-                raise AssertionError(first + "".join(process.communicate()))
-            yield found
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                process.communicate(timeout=60)
+    trace = inside.Trace("-B", "line", *options, "-e", program)
+    try:
+        trace.wait_until_attached()
+        yield Tracer(trace)
+    finally:
+        trace.end(signal.SIGINT)
 
 
 class TestFields:
@@ -184,9 +170,9 @@ class TestCapture:
         file, sent = tmp_path / "packets.pcap", 400
         program = f"config = {{ perf_rb_pages = 4 }} xdp:{pair.near} {{ capture(); @ = count(); }}"
         with tracer(program, "--pcap", str(file)) as trace:
-            trace.process.send_signal(signal.SIGSTOP)
+            trace.trace.signal(signal.SIGSTOP)
             pair.send([FRAMES[-1].data] * sent)
-            trace.process.send_signal(signal.SIGCONT)
+            trace.trace.signal(signal.SIGCONT)
             out, err = trace.stop()
         assert f"@: {sent}" in out
         captured = len(read(file))
@@ -197,35 +183,24 @@ class TestCapture:
     @pytest.mark.slow
     def test_says_how_many(self, pair: Pair, tmp_path: Path) -> None:
         file = tmp_path / "packets.pcap"
-        command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "--pcap", str(file), "-e"]
         program = f"xdp:{pair.near} {{ capture(); }} interval:ms:1 {{ exit(); }}"
-        done = subprocess.run([*command, program], capture_output=True, text=True, check=True)
-        assert f"0 packets captured in {file}" in done.stderr
+        trace = inside.Trace("--pcap", str(file), "-e", program, quiet=False)
+        _, err = trace.end()
+        assert f"0 packets captured in {file}" in err
         assert len(file.read_bytes()) == 24
 
     def test_needs_a_file(self, pair: Pair) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "bpfseal",
-            "--signing",
-            SIGNING,
-            "-q",
-            "-e",
-            f"xdp:{pair.near} {{ capture(); }}",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert "capture() needs a file to write to" in done.stderr
-        assert "--pcap FILE" in done.stderr
+        status, _, err = inside.run("-e", f"xdp:{pair.near} {{ capture(); }}")
+        assert status != 0
+        assert "capture() needs a file to write to" in err
+        assert "--pcap FILE" in err
 
     @pytest.mark.slow
     def test_file_needs_a_capture(self, pair: Pair, tmp_path: Path) -> None:
         file = tmp_path / "packets.pcap"
-        command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "--pcap", str(file), "-e", "begin { }"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert "the program has no capture()" in done.stderr
+        status, _, err = inside.run("--pcap", str(file), "-e", "begin { }")
+        assert status != 0
+        assert "the program has no capture()" in err
         assert not file.exists()
 
 
@@ -273,10 +248,9 @@ class TestErrors:
 
     def test_busy_interface(self, pair: Pair) -> None:
         with tracer(f"xdp:{pair.near} {{ }}"):
-            command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "-q", "-e", f"xdp:{pair.near} {{ }}"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert "another XDP program is on the interface" in done.stderr
+            status, _, err = inside.run("-e", f"xdp:{pair.near} {{ }}")
+        assert status != 0
+        assert "another XDP program is on the interface" in err
 
     def test_links_of_two_types(self, tmp_path: Path) -> None:
         packets = PacketFile(str(tmp_path / "x"), None)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from bpfseal.runtime.environment import RealEnvironment
 from bpfseal.runtime.listing import list_probes
 from bpfseal.runtime.probes import lsm
 from bpfseal.signer.bpf import prog_load
-from tests.probes import kit
+from tests.probes import inside, kit
+from tests.probes.inside import IN_GUEST
 from tests.probes.table import ROWS, SOURCE, Row
 
 pytestmark = [
@@ -28,8 +28,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.uname().machine != "x86_64", reason="addresses and names of x86-64"),
 ]
-IN_GUEST = os.environ.get("BPFSEAL_GUEST", "") == "1"
-SIGNING = os.environ.get("BPFSEAL_TEST_SIGNING", "auto")
 EVENTS = os.environ.get("BPFSEAL_TEST_EVENTS", "")
 
 
@@ -87,24 +85,27 @@ def symbol(exe: str, name: str) -> int:
     return found[0]
 
 
+def fill(text: str, words: dict[str, str]) -> str:
+    for name, value in words.items():
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_row(row: Row, exe: str) -> None:
     if row.needs and not has(row.needs):
         pytest.skip(f"this machine has no {row.needs}")
     words = {"exe": exe, "watched": hex(symbol(exe, "watched")), "traced": hex(symbol(exe, "traced"))}
-    pattern, line = (text.format_map(words) for text in row.listed)
+    pattern, line = (fill(text, words) for text in row.listed)
     if line:
         lines = list(list_probes(pattern, verbose=True))
         assert line in lines
         assert not row.argument or f"    {row.argument}" in lines
     before = objects()
-    program = f"{row.probe.format_map(words)} {row.body}"
-    command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "-q"]
-    if row.does:
-        command += ["-c", f"{exe} {row.does}"]
-    done = subprocess.run([*command, "-e", program], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r"@: (\d+)", done.stdout) == [str(row.count)], done.stdout + done.stderr
+    options = ("-c", f"{exe} {row.does}") if row.does else ()
+    status, out, err = inside.run(*options, "-e", f"{fill(row.probe, words)} {row.body}")
+    assert status == 0, err
+    assert re.findall(r"@: (\d+)", out) == [str(row.count)], out + err
     if IN_GUEST:  # elsewhere others come and go
         assert left_over(before) == {}
 
@@ -113,17 +114,12 @@ def test_signal(exe: str) -> None:
     """self:signal: as many runs as signals that were sent one by one."""
     before = objects()
     assert "self:signal:SIGUSR1" in list(list_probes("self:*"))
-    program = 'self:signal:SIGUSR1 { printf("seen\\n"); @ = count(); }'
-    command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "-q", "-B", "line", "-e", program]
-    environment = {**os.environ, "__BPFTRACE_NOTIFY_PROBES_ATTACHED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("__BPFTRACE")
-        for _ in range(5):
-            process.send_signal(10)
-            assert process.stdout.readline() == "seen\n"
-        process.send_signal(2)
-        out = process.stdout.read()
+    trace = inside.Trace("-B", "line", "-e", 'self:signal:SIGUSR1 { printf("seen\\n"); @ = count(); }')
+    trace.wait_until_attached()
+    for _ in range(5):
+        trace.signal(signal.SIGUSR1)
+        assert trace.line() == "seen"
+    out, _ = trace.end(signal.SIGINT)
     assert "@: 5" in out
     if IN_GUEST:
         assert left_over(before) == {}
@@ -131,13 +127,11 @@ def test_signal(exe: str) -> None:
 
 def test_hardware_counters_or_why_not(exe: str) -> None:
     """Exact counts cannot be had; machines without counters say so."""
-    command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "-q", "-c", f"{exe} call 1000"]
-    program = "hardware:instructions:1000 { @ = count(); }"
-    done = subprocess.run([*command, "-e", program], capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        assert "does not have that counter" in done.stderr, done.stderr
+    status, out, err = inside.run("-c", f"{exe} call 1000", "-e", "hardware:instructions:1000 { @ = count(); }")
+    if status:
+        assert "does not have that counter" in err
     else:
-        assert re.findall(r"@: (\d+)", done.stdout), done.stdout + done.stderr
+        assert re.findall(r"@: (\d+)", out), out + err
 
 
 @pytest.mark.skipif(not IN_GUEST, reason="only in a test kernel with a policy of ours")
@@ -147,44 +141,35 @@ class TestDecisions:
     POLICY = Path("/etc/bpfseal/policy.toml")
     PROGRAM = 'lsm:file_open /comm == "events"/ { return -13; }'
 
-    def run(self, exe: str, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, *options, "-q", "-c", f"{exe} open 1"]
-        return subprocess.run([*command, "-e", self.PROGRAM], capture_output=True, text=True, timeout=300)
+    def test_only_with_unsafe(self) -> None:
+        status, _, err = inside.run("-e", self.PROGRAM)
+        assert status != 0
+        assert "--unsafe" in err
 
-    def test_only_with_unsafe(self, exe: str) -> None:
-        done = self.run(exe)
-        assert done.returncode != 0
-        assert "--unsafe" in done.stderr
-
-    def test_policy_decides(self, exe: str) -> None:
+    def test_policy_decides(self) -> None:
         text = self.POLICY.read_text()
         assert '"override"' in text
         self.POLICY.write_text(text.replace(', "override"', ""))
         try:
             time.sleep(2)
-            done = self.run(exe, "--unsafe")
-            assert done.returncode != 0
-            assert "override" in done.stderr
+            status, _, err = inside.run("--unsafe", "-e", self.PROGRAM)
+            assert status != 0
+            assert "override" in err
         finally:
             self.POLICY.write_text(text)
         time.sleep(2)
 
-    def test_denies(self, exe: str) -> None:
-        """The traced program, while it runs, opens nothing; afterwards it does."""
+    def test_denies(self) -> None:
+        """The program that is named, while the trace runs, and no other opens the file in vain."""
         program = (
-            'lsm:file_open /comm == "denied" && str(args.file->f_path.dentry->d_name.name) == "null"/ { @ = count(); '
-            'printf("%s\\n", comm); return -13; }'
+            'lsm:file_open /comm == "denied" && str(args.file->f_path.dentry->d_name.name) == "null"/ '
+            "{ @ = count(); return -13; }"
         )
-        command = [sys.executable, "-m", "bpfseal", "--signing", SIGNING, "--unsafe", "-q", "-B", "line", "-e", program]
-        environment = {**os.environ, "__BPFTRACE_NOTIFY_PROBES_ATTACHED": "1"}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as p:
-            assert p.stdout is not None
-            assert p.stdout.readline().startswith("__BPFTRACE"), p.communicate()
-            refused = self.open_as("denied")
-            allowed = self.open_as("others")
-            p.send_signal(2)
-            out, _ = p.communicate(timeout=120)
-        assert (refused, allowed) == (13, 0)
+        trace = inside.Trace("--unsafe", "-e", program)
+        trace.wait_until_attached()
+        refused, allowed = self.open_as("denied"), self.open_as("others")
+        out, err = trace.end(signal.SIGINT)
+        assert (refused, allowed) == (13, 0), err
         assert "@: 1" in out
         assert self.open_as("denied") == 0
 
