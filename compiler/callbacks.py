@@ -149,7 +149,9 @@ def for_map(g: Gen, node: typed.ForMap) -> None:
     if _returns(node.body):
         returned = g.fn.load(I64, g.fn.add(outer.pointer, _RETURNED), 8)
         with g.when(g.truth(returned), "returned"):
-            g.leave(g.fn.load(I64, g.fn.add(outer.pointer, _RESULT), 8))
+            # A constant where the script gives no value: the signing helper is to see what the program returns.
+            result = g.fn.load(I64, g.fn.add(outer.pointer, _RESULT), 8) if _returns_values(node.body) else None
+            g.leave(result)
 
 
 def _enter(inner: Gen, outer: Frame) -> None:
@@ -196,6 +198,10 @@ def _returns(body: object) -> bool:
     return any(isinstance(n, typed.Jump) and n.kind == "return" for n in nodes(body)) or any(
         isinstance(n, typed.Call) and n.name == "exit" for n in nodes(body)
     )
+
+
+def _returns_values(body: object) -> bool:
+    return any(isinstance(n, typed.Jump) and n.kind == "return" and n.value is not None for n in nodes(body))
 
 
 def _element(g: Gen, node: typed.ForMap) -> None:

@@ -113,7 +113,15 @@ class TestFields:
         assert ".dport = 53" in line
 
     @pytest.mark.parametrize(
-        "body", ["return;", "if (args.len > 0) { return; } @ = 1;", "exit();", "@x[args.len] = 1;"]
+        "body",
+        [
+            "return;",
+            "if (args.len > 0) { return; } @ = 1;",
+            "exit();",
+            "@x[args.len] = 1;",
+            "@x[1] = 1; for ($kv : @x) { return; }",
+            "@x[1] = 1; for ($a : @x) { for ($b : @x) { if ($b.0 > 0) { return; } } }",
+        ],
     )
     @pytest.mark.slow
     def test_packets_go_on(self, pair: Pair, body: str) -> None:
