@@ -210,6 +210,8 @@ class Session:
                 elif fd == self._target_fd:
                     self._target_ended()
             self._drain()
+        if self._stopping:
+            return False  # what follows can wait until probes are off: `finish` does it
         self._idle()
         if time.monotonic() - self._looked > _LOOK_SECONDS:
             self.count_deferred()

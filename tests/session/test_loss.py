@@ -73,7 +73,11 @@ def test_full_map_is_reported_once_with_its_name() -> None:
         "-c",
         f"{sys.executable} -c 'import os\nfor _ in range(35): os.getppid()'",
     )
-    told = re.findall(r"^WARNING: (\d+) updates? of @keys failed, which has room for 10 keys.*$", done.err, re.M)
+    told = re.findall(
+        r"^WARNING: Map full; can't update element. (\d+) updates? of @keys failed, which has room for 10 keys.*$",
+        done.err,
+        re.M,
+    )
     assert sum(map(int, told)) == 25
     assert len(told) <= 2
     assert len(re.findall(r"^@keys\[\d+\]: 1$", done.out, re.M)) == 10
