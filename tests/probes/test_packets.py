@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import time
@@ -16,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from bpfseal.errors import BpfsealError
-from bpfseal.runtime.build import Request, build, check
+from bpfseal.runtime.build import Request, check
 from bpfseal.runtime.listing import list_probes
 from bpfseal.runtime.pcap import PacketFile
+from bpfseal.runtime.probes.network import ethernet
 from tests.probes import frames, inside, kit
 from tests.probes.frames import FRAMES, PRINT, Pair, expected
 from tests.probes.inside import IN_GUEST
@@ -212,11 +215,11 @@ class TestCapture:
         assert not file.exists()
 
 
-def read(path: Path) -> list[tuple[int, int, bytes]]:
+def read(path: Path, link: int = 1) -> list[tuple[int, int, bytes]]:
     """(time in ns, length of the packet, bytes that are there) of a pcap file."""
     data = path.read_bytes()
-    magic, major, minor, _, _, _, link = struct.unpack_from("<IHHiIII", data)
-    assert (magic, major, minor, link) == (0xA1B23C4D, 2, 4, 1)
+    magic, major, minor, _, _, _, type = struct.unpack_from("<IHHiIII", data)
+    assert (magic, major, minor, type) == (0xA1B23C4D, 2, 4, link)
     at, found = 24, []
     while at < len(data):
         seconds, rest, captured, length = struct.unpack_from("<IIII", data, at)
@@ -284,17 +287,35 @@ def test_listing(pair: Pair) -> None:
     assert "    inet saddr" in lines
 
 
-def test_without_ethernet() -> None:
-    """A tunnel's packets start with IP."""
+@contextmanager
+def tunnel() -> Iterator[str]:
+    """A tun interface that is up, 10.78.0.1/24; what is sent through it is read by nobody."""
     name = f"bpt{os.getpid() % 100000}"
-    subprocess.run(["ip", "tuntap", "add", name, "mode", "tun"], check=True)
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     try:
-        from bpfseal.runtime.probes.network import ethernet
+        fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1001))  # TUNSETIFF: IFF_TUN, IFF_NO_PI
+        subprocess.run(["ip", "addr", "add", "10.78.0.1/24", "dev", name], check=True)
+        subprocess.run(["ip", "link", "set", name, "addrgenmode", "none", "up"], check=True)
+        yield name
+    finally:
+        os.close(fd)
 
+
+@pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="no tunnels here")
+def test_without_ethernet(tmp_path: Path) -> None:
+    """A tunnel's packets start with IP, for the program and in the file."""
+    file = tmp_path / "packets.pcap"
+    with tunnel() as name:
         assert not ethernet(name)
         assert ethernet("lo")
-        built = build(Request(text=f"tc:{name}:egress {{ print(args.saddr); capture(); }}", cache=False))
-        (event,) = [e for e in built.reader.events if e.action == "capture"]
-        assert event.options == {"link": 101}
-    finally:
-        subprocess.run(["ip", "tuntap", "del", name, "mode", "tun"], check=True)
+        program = f"tc:{name}:egress /args.dport == 99/ {{ {PRINT}; capture(); }}"
+        with tracer(program, "--pcap", str(file)) as trace:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.bind(("10.78.0.1", 5555))
+                sender.sendto(b"hello", ("10.78.0.2", 99))
+            assert trace.lines(1) == ["0 2048 2 10.78.0.1 10.78.0.2 17 64 5555 99 0"]
+            trace.stop()
+    ((_, length, data),) = read(file, link=101)
+    assert length == len(data) == 20 + 8 + 5
+    assert data[0] == 0x45
+    assert data.endswith(b"hello")
