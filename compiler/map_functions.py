@@ -6,7 +6,15 @@ from bpfseal.compiler.aggregates import read
 from bpfseal.compiler.gen import Gen, is_signed, register_type
 from bpfseal.compiler.ir import I64, Value, const
 from bpfseal.compiler.loops import counted
-from bpfseal.compiler.mapping import ScriptMap, direct_value, element, key_pointer, look_up, store_variable
+from bpfseal.compiler.mapping import (
+    ScriptMap,
+    direct_value,
+    element,
+    key_pointer,
+    look_up,
+    store_bucket,
+    store_variable,
+)
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of
 
@@ -81,7 +89,7 @@ def _delete_buckets(g: Gen, map: ScriptMap, key: typed.Expr | None) -> Value:
     there = g.fn.slot("i1")
     target = key_pointer(g, map, key, const(0, "i32"))
     with counted(g, map.buckets) as bucket:
-        g.fn.store(g.fn.integer(bucket, "i32"), g.fn.add(target, map.bucket), 4)
+        store_bucket(g, map, target, bucket)
         result = g.helper_on_map("map_delete_elem", map.index, "delete", target)
         with g.when(g.fn.compare("eq", result, const(0)), "deleted"):
             g.fn.store(Value("i1", "true"), there, 1)

@@ -84,7 +84,9 @@ def plan(definition: MapDef, index: int) -> ScriptMap:
         type = PERCPU_HASH if auto else _DECLARED[definition.kind]
         if buckets:
             at = (size_of(key) + 3) & -4 if key is not None else 0
-            return ScriptMap(index, type, at + 4, size, definition.entries, bucket=at, buckets=buckets)
+            # The kernel compares keys by words of 8 bytes, and what is left of them byte by byte.
+            whole = at + 8 if at % 8 == 0 else at + 4
+            return ScriptMap(index, type, whole, size, definition.entries, bucket=at, buckets=buckets)
         key_size = size_of(key) if key is not None else 4
         return ScriptMap(index, type, key_size, size, definition.entries)
     size = size_of(value)
@@ -144,8 +146,14 @@ def key_pointer(g: Gen, map: ScriptMap, key: typed.Expr | None, bucket: Value | 
             g.clear_tail(target, size, end)
         g.store(key, target)
     if bucket is not None:
-        g.fn.store(g.fn.integer(bucket, "i32"), g.fn.add(target, map.bucket), 4)
+        store_bucket(g, map, target, bucket)
     return target
+
+
+def store_bucket(g: Gen, map: ScriptMap, target: Value, bucket: Value) -> None:
+    """The bucket's number into the kernel's key at `target`."""
+    width = 8 if map.key_size - map.bucket == 8 else 4
+    g.fn.store(g.fn.integer(bucket, f"i{8 * width}"), g.fn.add(target, map.bucket), width)
 
 
 def look_up(g: Gen, map: ScriptMap, key: Value) -> Value:

@@ -151,6 +151,7 @@ class Session:
         self.sink = sink
         self._handlers = sink.bind(self)
         self._write_session_map()
+        self.attached = sum(a.phase == "begin" for _, a in self._attaches())
         self._attach_all()
         sink.attached(self.attached)
         self._finished = self._stopping = True

@@ -123,3 +123,11 @@ def test_buckets() -> None:
                 high = layout.hist_bucket_low(index + 1, bits)
                 assert high is not None
                 assert value < high
+
+
+@pytest.mark.parametrize(
+    ("key", "size"), [("comm", 24), ("(uint64)1", 16), ("(uint32)1", 8), ("(uint8)1", 8), ("comm, (uint32)1", 24)]
+)
+def test_keys_of_histograms_are_whole_words(key: str, size: int) -> None:
+    """The kernel compares what is left of a key behind the last 8 bytes one by one."""
+    assert {m.key_size for m in compiled(f"BEGIN {{ @[{key}] = hist(1); }}").maps if m.name == "at_"} == {size}
