@@ -57,7 +57,7 @@ def kill_under_load(
     helper: Helper, pid: int, clients: int, chance: random.Random, limit: float = 2.5
 ) -> set[tuple[int, str]]:
     """The seals that clients got before their helper was killed. All know of it `limit` seconds later: 2 in truth, and
-    what 128 threads of one interpreter need to say so."""
+    what 32 threads of one interpreter need to say so."""
     load = Load(helper, clients)
     time.sleep(chance.random() * 0.25)
     os.kill(pid, 9)
@@ -99,7 +99,7 @@ def fifty_kills(number: int) -> int:
         zygote = Zygote(helper)
         try:
             for _ in range(50):
-                seen |= kill_under_load(helper, zygote.start(), 32, chance, 6)
+                seen |= kill_under_load(helper, zygote.start(), 8, chance, 6)
         finally:
             zygote.close()
         judge(helper, seen)
@@ -109,7 +109,7 @@ def fifty_kills(number: int) -> int:
 
 @pytest.mark.slow
 def test_a_thousand_kills_under_load() -> None:
-    """Four helpers with 32 clients each at a time: most of a kill is waiting."""
+    """Four helpers at a time with eight clients each: most of a kill is waiting."""
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(fifty_kills, range(20)))
 
