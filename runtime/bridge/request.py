@@ -1,8 +1,8 @@
 """One BPF_PROG_LOAD, copied out of the tool's memory once.
 
 What is analysed, sealed and loaded are these bytes: the tool may change its own meanwhile. Checks are those that the
-kernel makes before its verifier starts (bpf_prog_load in kernel/bpf/syscall.c, check_btf_func and check_btf_line in
-kernel/bpf/verifier.c), with its errnos; what the bridge cannot carry over is Unsupported.
+kernel makes before its verifier starts (bpf_prog_load in kernel/bpf/syscall.c, check_btf_func, check_btf_line and
+check_core_relo in kernel/bpf/verifier.c), with its errnos; what the bridge cannot carry over is Unsupported.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class SignedAlready(Unsupported):
 
 
 class ProgLoad(NamedTuple):
-    """Attributes by their names in the kernel; `func_info` and `line_info` in records of 8 and 16 bytes. Descriptors
-    are numbers in the tool."""
+    """Attributes by their names in the kernel; `func_info`, `line_info` and `core_relos` in records of 8, 16 and 16
+    bytes. Descriptors are numbers in the tool."""
 
     type: int
     insns: bytes
@@ -55,6 +55,7 @@ class ProgLoad(NamedTuple):
     attach_fd: int
     fd_array: int
     fd_array_cnt: int
+    core_relos: bytes
 
 
 class Log(NamedTuple):
@@ -72,10 +73,9 @@ def read(tool: Tool, address: int, size: int) -> tuple[ProgLoad, Log]:
     (
         type, insn_cnt, insns, license, _level, _size, _buf, _version, flags, name, ifindex, attach_type, btf_fd,
         func_size, func_info, func_cnt, line_size, line_info, line_cnt, attach_btf_id, attach_fd, relo_cnt, fd_array,
-        _relos, _relo_size, _true_size, _token, fd_array_cnt, _signature, signature_size, _keyring,
+        relos, relo_size, _true_size, _token, fd_array_cnt, _signature, signature_size, _keyring,
     ) = _ATTR.unpack(raw)  # fmt: skip
     for wanted, what in (
-        (relo_cnt, "relocations that the kernel makes (core_relos) would change what was analysed"),
         (flags & _TOKEN_FLAG, "a token (prog_token_fd) is not for programs that are loaded on behalf of others"),
         (ifindex, "programs for a network card's own processor are not analysed"),
     ):
@@ -99,6 +99,8 @@ def read(tool: Tool, address: int, size: int) -> tuple[ProgLoad, Log]:
         attach_fd=attach_fd,
         fd_array=fd_array,
         fd_array_cnt=fd_array_cnt,
+        # As in the kernel, without function or line records nobody looks at relocations.
+        core_relos=_records(tool, relos, relo_cnt, relo_size, 16) if func_cnt or line_cnt else b"",
     )
     return program, log
 

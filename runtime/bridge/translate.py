@@ -46,6 +46,9 @@ class Translator:
         maps.bound()
         target, module = self._target(tool, load)
         debug = bool(load.func_info or load.line_info)
+        btf = self._program_btf(tool, load.btf_fd) if debug else b""
+        if load.core_relos:
+            insns = _relocated(insns, btf, load.core_relos)
         program = ProgramSpec(
             name=load.name or "unnamed",
             type=load.type,
@@ -61,7 +64,6 @@ class Translator:
             func_info=load.func_info,
             line_info=load.line_info,
         )
-        btf = self._program_btf(tool, load.btf_fd) if debug else b""
         return Bundle(
             version=BUNDLE_VERSION, programs=(program,), maps=tuple(maps.specs), btf=btf, source=origin, reader=b""
         )
@@ -181,6 +183,26 @@ class _Maps:
             self.specs.append(_spec(info))
         self._by_number[number] = index
         return index
+
+
+def _relocated(insns: bytes, btf: bytes, records: bytes) -> bytes:
+    """The instructions with CO-RE relocations settled, as the kernel would have done after the analysis. Types of
+    modules are not looked at. Raises ToolError."""
+    from bpfseal.errors import BpfsealError
+    from bpfseal.runtime.ahead.core import Core
+    from bpfseal.signer.btf import Btf
+
+    code = bytearray(insns)
+    try:
+        types = Btf(btf)
+        core = Core(types, Btf.vmlinux())
+        for number, (at, type, access, kind) in enumerate(struct.iter_unpack("<IIII", records)):
+            if at % 8 or at + (16 if at < len(code) and code[at] == LD_IMM64 else 8) > len(code):
+                raise ToolError(errno.EINVAL, f"Invalid core_relo[{number}].insn_off:{at} prog->len:{len(code) // 8}\n")
+            core.apply(code, at // 8, type, types.string(access), kind)
+    except BpfsealError as error:
+        raise ToolError(errno.EINVAL, f"bpfseal: {error.message}\n") from None
+    return bytes(code)
 
 
 def _spec(info: bpf_info.MapInfo) -> MapSpec:

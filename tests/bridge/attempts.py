@@ -33,9 +33,18 @@ _keep: list[Any] = []
 
 
 def load(
-    program: bytes = GOOD, /, *, size: int = 168, log: int = 4096, level: int = 1, name: bytes = NAME, **members: int
+    program: bytes = GOOD,
+    /,
+    *,
+    size: int = 168,
+    log: int = 4096,
+    level: int = 1,
+    name: bytes = NAME,
+    run: bool = False,
+    **members: int,
 ) -> dict[str, Any]:
-    """errno (0: loaded), log, whether its size was told. `members` overwrite attributes."""
+    """errno (0: loaded), log, whether its size was told, what it returned if it was to be `run`. `members` overwrite
+    attributes."""
     code, licence = ctypes.create_string_buffer(program, len(program)), ctypes.create_string_buffer(b"GPL")
     buffer = ctypes.create_string_buffer(b"\x55" * max(log, 1), max(log, 1))
     attr = bytearray(max(size, 168))
@@ -52,8 +61,10 @@ def load(
         struct.pack_into("<" + form, attr, offset, value)
     attr[48 : 48 + len(name)] = name
     raw = ctypes.create_string_buffer(bytes(attr), len(attr))
+    value = -1
     try:
         fd = syscall("bpf", 5, raw, size)
+        value = bpf.prog_run(fd)[0] if run else 0
         os.close(fd)
         code_ = 0
     except OSError as error:
@@ -66,6 +77,7 @@ def load(
         "errno": errno.errorcode.get(code_, code_),
         "log": words,
         "told": told >= len(text) + 1 if log else told > 0,
+        "value": value,
     }
 
 
@@ -110,6 +122,21 @@ def types() -> int:
     strings = b"\0int\0main\0"
     data = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(body), len(body), len(strings)) + body + strings
     return btf_load(data)
+
+
+def relocated(kind: int, struct_name: bytes = b"task_struct", member: bytes = b"pid", **members: int) -> dict[str, Any]:
+    """`return 4242` with a CO-RE relocation on the constant, of a struct with one int at offset 0."""
+    names = b"\0int\0main\0" + struct_name + b"\0" + member + b"\x000:0\0"
+    at = 10 + len(struct_name) + 1
+    body = struct.pack("<IIII", 1, 1 << 24, 4, 1 << 24 | 32)
+    body += struct.pack("<IIIII", 0, 13 << 24 | 1, 1, 5, 1) + struct.pack("<III", 5, 12 << 24, 2)
+    body += struct.pack("<IIIIII", 10, 4 << 24 | 1, 4, at, 1, 0)
+    data = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(body), len(body), len(names)) + body + names
+    relo = records(0, 4, at + len(member) + 1, kind)
+    program = struct.pack("<BBhi", 0xB7, 0, 0, {0: 0, 1: 4, 2: 1}[kind]) + GOOD[8:]
+    wanted = {"func_info": records(0, 3), "func_cnt": 1, "func_size": 8, "btf_fd": btf_load(data)}
+    wanted |= {"relo_cnt": 1, "relos": relo, "relo_size": 16}
+    return load(program, run=True, **(wanted | members))
 
 
 CASES: dict[str, Callable[[], Any]] = {
@@ -162,13 +189,21 @@ CASES: dict[str, Callable[[], Any]] = {
         line_cnt=1,
         line_size=16,
     ),
+    "relocation, offset": lambda: relocated(0),
+    "relocation, size": lambda: relocated(1),
+    "relocation, there": lambda: relocated(2),
+    "relocation, not there": lambda: relocated(2, member=b"no_such_member"),
+    "relocation, no such type": lambda: relocated(2, b"no_such_struct_at_all"),
+    "relocations that nobody looks at": lambda: load(relo_cnt=1, relos=8, relo_size=16),
+    "relocations out of reach": lambda: relocated(0, relos=8),
+    "relocations of odd size": lambda: relocated(0, relo_size=15),
+    "relocation behind the end": lambda: relocated(0, relos=records(64, 4, 10, 0)),
     "unknown opcode": lambda: load(b"\xff" + GOOD[1:]),
     "jump out": lambda: load(struct.pack("<BBhi", 5, 0, 99, 0) + GOOD),
     "unreachable": lambda: load(GOOD + GOOD),
 }
 # What the bridge refuses, whatever the kernel would say.
 REFUSED: dict[str, Callable[[], Any]] = {
-    "relocations": lambda: load(relo_cnt=1, relos=8, relo_size=16),
     "token": lambda: load(flags=1 << 16, token=0),
     "signature": lambda: load(signature=8, signature_size=100, keyring=1),
     "offload": lambda: load(ifindex=1),

@@ -147,7 +147,6 @@ def test_answers_are_those_of_the_kernel(bridge: Bridge, suffix: str) -> None:
 
 
 REFUSALS = {
-    "relocations": "core_relos",
     "token": "prog_token_fd",
     "signature": "signed already",
     "offload": "network card",
