@@ -13,7 +13,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from bpfseal.signer import insn as isa
@@ -103,6 +103,11 @@ def all_names(which: str) -> tuple[str, ...]:
     return tuple(name_of(which, number) for number in names())
 
 
+@lru_cache(maxsize=64)
+def _all_but(number: int) -> tuple[int, ...]:
+    return tuple([n for n in _ALL if n != number])
+
+
 class _Filter:
     def __init__(self, insns: list[Insn], flow: Flow, maps: Sequence[MapSpec], entry: bool) -> None:
         self.insns, self.flow, self.maps, self.entry = insns, flow, maps, entry
@@ -184,7 +189,7 @@ class _Filter:
         right: _Value = regs[insn.src] if insn.code & isa.X else insn.imm & _U64
         if left is _ALL and isinstance(right, int) and compare is _COMPARISONS[isa.JEQ]:  # the common case, fast
             wanted = right & (_U64 if insn.code & 7 == isa.JMP else _U32)
-            falls = tuple([n for n in numbers if n != wanted])
+            falls = _all_but(wanted) if numbers is _ALL else tuple([n for n in numbers if n != wanted])
             taken = (wanted,) if len(falls) < len(numbers) else ()
             return [(t, regs, those) for t, those in ((self.flow.targets[at], taken), (at + 1, falls)) if those]
         verdict = None if compare is None else _each(compare, left, right, 64 if insn.code & 7 == isa.JMP else 32)
