@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,8 @@ def _all(world: World) -> Iterator[tuple[str, list[str]]]:
         if listed is None:
             yield module, safe_names(known)
         else:
-            yield module, sorted(listed.get("" if module == "vmlinux" else module, frozenset()).intersection(known))
+            traceable: Collection[str] = listed.get("" if module == "vmlinux" else module, frozenset())
+            yield module, [name for name in known if name in traceable]
 
 
 def _programs(spec: AttachSpec) -> Sequence[Point]:

@@ -18,8 +18,6 @@ _DANGEROUS: Final = frozenset(("arch_cpu_idle", "default_idle", "bpf_dispatcher_
 _DANGEROUS_START: Final = ("rcu_", "__ftrace_invalid_address__")
 _SAFE: Final = rf"(?!{'|'.join(_DANGEROUS_START)}|(?:{'|'.join(_DANGEROUS)})(?!\S)|\S*\.part\.)"
 # One expression over the whole text: 60,000 lines take 20 ms, a loop in Python takes five times that.
-_LISTED: Final = re.compile(rf"^{_SAFE}(\S+)$", re.MULTILINE)
-_LISTED_IN_MODULE: Final = re.compile(rf"^{_SAFE}(\S+)[ \t]+\[([^\]\n]+)\]", re.MULTILINE)
 _SYMBOL: Final = re.compile(rf"^\S+ [tTwW] {_SAFE}([^\s.]+)(?:[ \t]+\[([^\]\n]+)\])?$", re.MULTILINE)
 _FORBIDDEN_LINE: Final = re.compile(r"^\S+\t(\S+)(?:[ \t]+\[([^\]\n]+)\])?", re.MULTILINE)
 _KALLSYMS: Final = "/proc/kallsyms"
@@ -73,13 +71,10 @@ class KernelFunctions:
         kernel then decides when the probe is attached. What kprobes may not touch is left out of either.
         """
         if self._listed is not None:
-            found = {"": set(_LISTED.findall(self._listed))}
-            pairs = _LISTED_IN_MODULE.findall(self._listed)
+            found = _by_module(self._listed)
         else:
-            pairs = _SYMBOL.findall(self._kallsyms.decode("utf-8", "replace"))
-            found = {"": {name for name, module in pairs if not module}}
-        for name, module in pairs:
-            if module:
+            found = {"": set()}
+            for name, module in _SYMBOL.findall(self._kallsyms.decode("utf-8", "replace")):
                 found.setdefault(module, set()).add(name)
         for name, module in self._forbidden:
             found.get(module, set()).discard(name)
@@ -137,6 +132,24 @@ class KernelFunctions:
             return b""
         finally:
             os.close(fd)
+
+
+def _by_module(text: str) -> dict[str, set[str]]:
+    """The safe ones of "FUNCTION [MODULE]" lines. Most have no module: those are sorted out by whole sets, which for
+    60,000 lines takes a tenth of the time that an expression over the text takes."""
+    lines = text.split("\n")
+    in_modules = [line for line in lines if line[-1:] == "]"]
+    plain = set(lines)
+    plain.difference_update(in_modules, _DANGEROUS, ("",))
+    plain.difference_update([name for name in plain if name.startswith(_DANGEROUS_START)])
+    if ".part." in text:
+        plain.difference_update([name for name in plain if ".part." in name])
+    found = {"": plain}
+    for line in in_modules:
+        name, _, module = line[:-1].partition("[")
+        if safe(name := name.rstrip()):
+            found.setdefault(module, set()).add(name)
+    return found
 
 
 def safe_names(names: list[str]) -> list[str]:
