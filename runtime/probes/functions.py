@@ -141,14 +141,25 @@ def _by_module(text: str) -> dict[str, set[str]]:
     in_modules = [line for line in lines if line[-1:] == "]"]
     plain = set(lines)
     plain.difference_update(in_modules, _DANGEROUS, ("",))
-    plain.difference_update([name for name in plain if name.startswith(_DANGEROUS_START)])
-    if ".part." in text:
-        plain.difference_update([name for name in plain if ".part." in name])
+    for start in _DANGEROUS_START:
+        plain.difference_update(_lines_with("\n" + start, text))
+    plain.difference_update(_lines_with(".part.", text))
     found = {"": plain}
     for line in in_modules:
         name, _, module = line[:-1].partition("[")
         if safe(name := name.rstrip()):
             found.setdefault(module, set()).add(name)
+    return found
+
+
+def _lines_with(part: str, text: str) -> list[str]:
+    """The lines behind or around each `part`, which begins with a newline or has none."""
+    found, at = [], 0
+    text = f"\n{text}\n"
+    while (at := text.find(part, at)) >= 0:
+        end = text.index("\n", at + 1)
+        found.append(text[text.rindex("\n", 0, at + 1) + 1 : end])
+        at = end
     return found
 
 
