@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bpfseal.runtime.attach import Link
     from bpfseal.runtime.child import Child
     from bpfseal.runtime.deferred import Account, Deferred
+    from bpfseal.runtime.mappings import Mappings
 
 # How often a busy session looks whether events were lost.
 _LOOK_SECONDS = 0.5
@@ -108,6 +109,7 @@ class Session:
         self._deferred: Deferred | None = None
         self._failed: dict[str, int] = {}
         self._looked = 0.0
+        self.mappings: Mappings | None = None  # of the target, for scripts that show its addresses
         self._signals: list[tuple[Attach, int]] = []
         self._previous: dict[int, Any] = {}
         self.hurried = False
@@ -166,6 +168,7 @@ class Session:
         self._replay(held)
         if not self._stopping:
             self._iterate()
+        self._follow_mappings()
         if self.child is not None:
             self.child.release()
             self._watch(self.child.pidfd)
@@ -174,6 +177,19 @@ class Session:
         if not self._links and not self._signals and self.child is None:
             self._stopping = True  # nothing is left that could happen: begin and end were all there is
         self._idle()
+
+    def _follow_mappings(self) -> None:
+        """Of a target whose stacks or symbols the script shows: it may have ended when they are printed."""
+        target = self.child.pid if self.child is not None else self.pid
+        if not target:
+            return
+        from bpfseal.runtime.mappings import Mappings, wanted
+
+        if wanted(self.reader):
+            try:
+                self.mappings = Mappings(target)
+            except OSError:
+                return  # names of what has ended will be missing
 
     def begin(self, sink: Sink, *, again: bool = False) -> None:
         """Run BEGIN and send events to `sink`. For trials, which do not `start()`; `again`: only change the sink."""
@@ -204,6 +220,8 @@ class Session:
         """Wait for events at most `timeout` seconds and handle what is there. False once the trace is stopping."""
         assert self._epoll is not None
         if not self._drain():
+            if self.mappings is not None:
+                timeout = _LOOK_SECONDS if timeout is None else min(timeout, _LOOK_SECONDS)
             ready = self._epoll.poll(timeout)
             for fd, _ in ready:
                 if fd == self._wake:
@@ -215,6 +233,8 @@ class Session:
             return False  # what follows can wait until probes are off: `finish` does it
         self._idle()
         if time.monotonic() - self._looked > _LOOK_SECONDS:
+            if self.mappings is not None:
+                self.mappings.read()
             self.count_deferred()
             self.count_lost()
         return not self._stopping
@@ -278,6 +298,8 @@ class Session:
             return
         self._closed = True
         self._detach()
+        if self.mappings is not None:
+            self.mappings.close()
         if self._native is not None:
             self._native.close()
         for ring in self._rings:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bpfseal.runtime.mappings import Mappings
 
 _DEBIAN = "/usr/lib/python3/dist-packages"
 
@@ -35,7 +38,9 @@ def _bcc() -> Any:
 class Symbols:
     """Resolves kernel and user addresses; caches one symbol table per process."""
 
-    def __init__(self, *, demangle: bool = True) -> None:
+    def __init__(self, *, demangle: bool = True, mappings: Mappings | None = None) -> None:
+        """`mappings`: of processes that may have ended by now."""
+        self._mappings = mappings
         self._demangle = demangle
         self._caches: dict[int, Any] = {}
         self._known: dict[tuple[int, int], tuple[str, int, str]] = {}
@@ -47,11 +52,22 @@ class Symbols:
             known = self._known[pid, address] = self._look_up(address, pid)
         return known
 
+    def _from_file(self, address: int, pid: int) -> tuple[str, int, str]:
+        assert self._mappings is not None
+        name, offset, module = self._mappings.resolve(pid, address)
+        if name and self._demangle:
+            from bpfseal.runtime.demangle import demangle
+
+            name = demangle(name) or name
+        return name, offset, module
+
     def _look_up(self, address: int, pid: int) -> tuple[str, int, str]:
         cache = self._cache(pid)
         if cache is None:
-            return "", 0, ""
+            return self._from_file(address, pid) if self._mappings is not None and pid >= 0 else ("", 0, "")
         name, offset, module = cache.resolve(address, self._demangle)
+        if not name and pid >= 0 and self._mappings is not None:
+            return self._from_file(address, pid)
         return (
             name.decode("utf-8", "surrogateescape") if name else "",
             int(offset or 0),

@@ -28,7 +28,8 @@ class Resolver:
         if self._symbols is None:
             from bpfseal.runtime.symbols import Symbols
 
-            self._symbols = Symbols(demangle=bool(self._session.reader.config.get("cpp_demangle", True)))
+            demangle = bool(self._session.reader.config.get("cpp_demangle", True))
+            self._symbols = Symbols(demangle=demangle, mappings=self._session.mappings)
         return self._symbols
 
     def text(self, value: Any) -> str:

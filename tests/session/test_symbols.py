@@ -1,0 +1,124 @@
+"""Names of addresses: in processes that run, that have ended, in containers, of code that was made at run time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bpfseal.runtime.symbols import Symbols
+
+from .conftest import trace
+
+pytestmark = pytest.mark.host
+
+SOURCE = """
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+/* libc's syscall() has no frame pointer: who calls it is missing in the stack. */
+extern "C" __attribute__((noinline)) int leaf(int n)
+{
+	for (int i = 0; i < n; i++)
+		syscall(SYS_getppid);
+	return n;
+}
+namespace deep { struct Thing { static int call(int n); }; }
+__attribute__((noinline)) int deep::Thing::call(int n)
+{
+	return leaf(n) + 1;
+}
+extern "C" __attribute__((noinline)) int middle(int n) { return deep::Thing::call(n) + 1; }
+int main(int count, char **words)
+{
+	int made = middle(3);
+	if (count > 1)
+		usleep(1000 * atoi(words[1]));
+	return made == 5 ? 0 : 1;
+}
+"""
+STACKS = "tracepoint:syscalls:sys_enter_getppid /pid == cpid/ { @[ustack] = count(); }"
+NAMES = r"syscall\+\d+\s+deep::Thing::call\(int\)\+\d+\s+middle\+\d+\s+main\+\d+"
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    folder = tmp_path_factory.mktemp("symbols")
+    (folder / "c.cpp").write_text(SOURCE)
+    path = folder / "caller"
+    flags = ["-O1", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-static"]
+    done = subprocess.run(["g++", *flags, "-o", path, folder / "c.cpp"], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("no static C library")
+    return path
+
+
+def test_a_process_that_has_ended(caller: Path) -> None:
+    """The map is printed after it."""
+    done = trace(STACKS, "-c", str(caller))
+    assert re.search(NAMES, done.out), done.out + done.err
+
+
+def test_names_as_in_the_file_without_demangling(caller: Path) -> None:
+    done = trace("config = { cpp_demangle = false } " + STACKS, "-c", str(caller))
+    assert "_ZN4deep5Thing4callEi+" in done.out
+
+
+def test_a_process_that_runs(caller: Path) -> None:
+    done = trace(STACKS + " interval:ms:500 { print(@); clear(@); }", "-c", f"{caller} 2500")
+    assert re.search(NAMES, done.out), done.out + done.err
+
+
+@pytest.mark.parametrize("milliseconds", [1500])
+def test_a_process_with_another_root(caller: Path, tmp_path: Path, milliseconds: int) -> None:
+    """Its files are not where it says; it has ended when the map is printed."""
+    shutil.copy(caller, tmp_path / "inside")
+    done = trace(STACKS, "-c", f"chroot {tmp_path} /inside {milliseconds}")
+    assert re.search(NAMES, done.out), done.out + done.err
+
+
+JIT = """
+import ctypes, mmap, os, sys, time
+code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code.write(bytes.fromhex("b86e0000000f05c3"))  # mov eax, SYS_getppid; syscall; ret
+address = ctypes.addressof(ctypes.c_char.from_buffer(code))
+with open(f"/tmp/perf-{os.getpid()}.map", "w") as file:
+    file.write(f"{address:x} 1000 made_at_run_time\\n")
+print(f"{address:x}", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def jit() -> Iterator[tuple[int, int]]:
+    """(process, address of code that it has made)."""
+    with subprocess.Popen([sys.executable, "-c", JIT], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        yield process.pid, int(process.stdout.readline(), 16)
+    Path(f"/tmp/perf-{process.pid}.map").unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="machine code of x86-64")
+def test_code_made_at_run_time(jit: tuple[int, int]) -> None:
+    pid, address = jit
+    if not Symbols().kernel(0xFFFFFFFF81000000):
+        pytest.skip("no libbcc")
+    name = Symbols().user(address + 5, pid, offset=True)
+    if name.startswith("0x"):
+        pytest.skip("no python3-bpfcc here")
+    assert name == "made_at_run_time+5"
+
+
+def test_no_address_is_0_and_unknown_ones_are_numbers() -> None:
+    symbols = Symbols()
+    assert symbols.user(0, os.getpid()) == symbols.kernel(0) == "0"
+    assert symbols.user(1, os.getpid()) == "0x1"
