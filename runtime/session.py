@@ -603,8 +603,21 @@ class Session:
         raw = bpf.map_lookup(self.map_fd(index), struct.pack("<q", value.id), self.bundle.maps[index].value_size)
         if raw is None:
             return []
+        if value.mode == "build_id":
+            return [offset for _, offset in _build_ids(raw)]
         frames = struct.unpack(f"<{len(raw) // 8}Q", raw)
         return list(frames[: frames.index(0)] if 0 in frames else frames)[: value.depth]
+
+    def build_id_frames(self, value: StackValue) -> list[tuple[str, int]]:
+        """A stack in the mode build_id: (build id in hexadecimal, offset in that file), or ("", address) where the
+        kernel found no build id."""
+        from bpfseal.runtime import bpf
+
+        index = self.reader.stacks.get(f"{value.space}_{value.depth}_build_id")
+        if value.id < 0 or index is None:
+            return []
+        raw = bpf.map_lookup(self.map_fd(index), struct.pack("<q", value.id), self.bundle.maps[index].value_size)
+        return _build_ids(raw)[: value.depth] if raw is not None else []
 
     def strftime_format(self, number: int) -> str:
         """Text that a value names by number."""
@@ -621,6 +634,17 @@ class Session:
         if self.child is not None:
             self.child.poll()
         self._stopping = True
+
+
+def _build_ids(raw: bytes) -> list[tuple[str, int]]:
+    """struct bpf_stack_build_id (include/uapi/linux/bpf.h): s32 status, 20 bytes, u64 offset or address. Status 0 ends
+    the stack, 1 has a build id."""
+    found = []
+    for status, identity, offset in struct.iter_unpack("<i20sQ", raw):
+        if status == 0:
+            break
+        found.append((identity.hex() if status == 1 else "", offset))
+    return found
 
 
 def _pidfd(pid: int) -> int:

@@ -37,6 +37,9 @@ class Resolver:
             case StackValue():
                 from bpfseal.runtime.symbols import stack_text
 
+                if value.mode == "build_id":
+                    pairs = self._session.build_id_frames(value)
+                    return "\n" + "".join(f"{name} 0x{at:x}\n" if name else f"{at:x}\n" for name, at in pairs)
                 frames = self._session.stack_frames(value)
                 return stack_text(self.symbols, value.space, value.mode, frames, value.pid)
             case SymbolValue(space="kernel"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -227,3 +228,13 @@ def test_begin_output_comes_after_attaching() -> None:
     assert lines[0]["count"] == 2
     quiet = trace(program, "-f", "json")
     assert [json.loads(line)["type"] for line in quiet.out.splitlines()] == ["printf", "printf"]
+
+
+def test_stacks_by_build_id(tmp_path: Path) -> None:
+    """Build id and offset are those of the file, whatever its address in memory."""
+    source, program = tmp_path / "p.c", tmp_path / "p"
+    source.write_text("__attribute__((noinline)) int work(int n) { return n + 1; }\nint main() { return work(-1); }\n")
+    identity = "-Wl,--build-id=0x0123456789abcdef0123456789abcdef01234567"
+    subprocess.run(["cc", "-O1", identity, "-o", program, source], check=True)
+    done = trace(f"uprobe:{program}:work {{ print(ustack(build_id)); exit(); }}", "-c", str(program))
+    assert re.search(r"^0123456789abcdef0123456789abcdef01234567 0x[0-9a-f]+$", done.out, re.MULTILINE), done.err
