@@ -144,6 +144,21 @@ def test_text_tells_what_did_not_run(pageout: str, tmp_path: Path) -> None:
     assert "@n: 10" in done.stdout
 
 
+@pytest.mark.slow
+def test_drops_are_told_while_the_trace_runs(pageout: str, tmp_path: Path) -> None:
+    """Like lost events, each block once; the last line has them all."""
+    script = (
+        f"{kit.CALL} {{ for ($i : 0..5) {{ defer {{ @n = count(); }} }} }} "
+        'interval:ms:100 { printf("still there\\n"); }'
+    )
+    command = kit.command("-q", "-e", script, "-c", f"{pageout} open2 400000 {kit.page(tmp_path)}")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = [int(number) for number in re.findall(r"^Dropped (\d+) deferred blocks$", done.stderr, re.M)]
+    assert told
+    assert sum(told) <= 1_600_000
+    assert "WARNING: 1600000 of 2000000 deferred blocks did not run: 1600000 dropped" in done.stderr
+
+
 def test_kernel_threads_are_passed_over() -> None:
     found = kit.trace(
         "tracepoint:sched:sched_switch /curtask.flags & 0x00200000/ { defer { @ran = count(); } } "
