@@ -160,7 +160,9 @@ def analyse(insns: list[Insn], maps: Sequence[MapSpec], kernel: Kernel, *, packe
     tracker.run()
     classes = {name for id in tracker.helpers for name in HELPERS[id].classes}
     classes |= {KFUNC_CLASSES[name] for name in tracker.kfuncs if name in KFUNC_CLASSES}
-    if tracker.reads_packet or (tracker.reads_pointer and packets):
+    if packets and (tracker.reads_packet or tracker.reads_pointer):
+        classes.add("read-packet")
+    if tracker.reads_packet if not packets else tracker.changes_object:
         classes.add("network")
     if tracker.reads_pointer and not packets:
         classes.add("read-kernel")
@@ -203,6 +205,7 @@ class _Tracker:
         self.grown = self.weak_grown = False
         self.readers: set[int] = set()  # blocks that read stacks through other pointers than r10
         self.reads_packet = self.reads_pointer = False
+        self.changes_object = False  # or the context: of a packet program both are the packet
         self.written = 0
         self.operated: dict[str, int] = dict.fromkeys(("read", "write", "delete", "iterate", "output"), 0)
         self.helpers: set[int] = set()
@@ -273,7 +276,7 @@ class _Tracker:
         regs = self.entries[start][:]
         slots = self.slots[start]
         owned = False
-        value_bits, address_floor = self.value_bits, self.address_floor
+        stored_bits, address_floor = self.value_bits | OBJECT | CONTEXT, self.address_floor
         own = self.places
         frame, self.block = self.flow.subprogram(start), start
         at = start
@@ -326,8 +329,8 @@ class _Tracker:
                 else:
                     self._store(base, off, value)
             elif kind == OP_STORE:
-                if regs[dst] & value_bits:
-                    self.written |= regs[dst]
+                if regs[dst] & stored_bits:
+                    self._stored(regs[dst])
             elif kind == OP_HELPER:
                 self._helper(imm, regs)
             elif kind == OP_LD_IMM64:
@@ -415,8 +418,7 @@ class _Tracker:
 
     def _store(self, base: int, off: int, value: int) -> None:
         """A store through anything but r10."""
-        if base & self.value_bits:
-            self.written |= base
+        self._stored(base)
         if value <= NUMBER:
             return
         base = self._told(base)
@@ -429,6 +431,13 @@ class _Tracker:
             self.weak_grown |= bool(value & ~self.weak.get(place, 0))
             self._remember(self.weak, place, value)
             self._remember(self.memory, place, value)
+
+    def _stored(self, base: int) -> None:
+        """What a store through `base` changes besides stacks."""
+        if base & self.value_bits:
+            self.written |= base
+        if base & (OBJECT | CONTEXT):
+            self.changes_object = True
 
     def _atomic(self, insn: Insn, dst: int, src: int, regs: list[int]) -> None:
         imm = insn.imm

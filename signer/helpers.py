@@ -27,7 +27,8 @@ CLASSES: Final[Mapping[str, str]] = {
     "async": "timers, work queues",
     "deferred": "work that runs later in a task's own context, where it may sleep",
     "kptr": "kernel objects kept in maps",
-    "network": "packets and sockets",
+    "read-packet": "packets of a network interface, without changing them",
+    "network": "packets and sockets, reading and changing",
     "control": "loads programs, looks up symbols, runs other programs",
 }
 
@@ -82,7 +83,7 @@ _HELPERS: Final = """
 23 redirect network
 24 get_route_realm network
 25 perf_event_output output m2=output
-26 skb_load_bytes network w3
+26 skb_load_bytes read-packet w3
 27 get_stackid stack m2=write
 28 csum_diff network
 29 skb_get_tunnel_opt network w2
@@ -124,7 +125,7 @@ _HELPERS: Final = """
 65 xdp_adjust_tail network
 66 skb_get_xfrm_state network w3
 67 get_stack stack w2
-68 skb_load_bytes_relative network w3
+68 skb_load_bytes_relative read-packet w3
 69 fib_lookup network w2
 70 sock_hash_update network m2=write w3
 71 msg_redirect_hash network m2=read w3
@@ -244,8 +245,8 @@ _HELPERS: Final = """
 185 get_func_arg_cnt basic
 186 get_retval basic
 187 set_retval override
-188 xdp_get_buff_len network
-189 xdp_load_bytes network w3
+188 xdp_get_buff_len read-packet
+189 xdp_load_bytes read-packet w3
 190 xdp_store_bytes network
 191 copy_from_user_task read-user w1
 192 skb_set_tstamp network

@@ -123,6 +123,12 @@ def _names(allowed: Iterable[str]) -> Callable[[Any], frozenset[str]]:
     return convert
 
 
+def _classes(value: Any) -> frozenset[str]:
+    """Who may change packets may read them."""
+    names = _names(known.CLASSES)(value)
+    return names | {"read-packet"} if "network" in names else names
+
+
 def _digests(value: Any) -> frozenset[str]:
     found = frozenset(text.removeprefix("sha256:").lower() for text in _strings(value))
     if not all(re.fullmatch("[0-9a-f]{64}", text) for text in found):
@@ -193,7 +199,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "exe_verity": ("exe_verity", _digests),
     "probes": ("probes", _patterns),
     "deny_probes": ("deny_probes", _patterns),
-    "classes": ("classes", _names(known.CLASSES)),
+    "classes": ("classes", _classes),
     "helpers": ("helpers", _names(known.HELPER_BY_NAME.keys() - known.FORBIDDEN_HELPERS)),
     "kfuncs": ("kfuncs", _patterns),
     "variables": ("variables", _patterns),

@@ -23,6 +23,9 @@ from tests.signer_analysis.kit import (
     HASH,
     RETURN,
     RING,
+    U8,
+    U16,
+    U32,
     add,
     addi,
     atomic,
@@ -44,6 +47,7 @@ from tests.signer_analysis.kit import (
     raw,
     stx,
 )
+from tests.signer_analysis.kit import st as put
 from tests.signer_analysis.kit import st as store
 
 SECOND = HASH.__class__(name="second", type=1, key_size=8, value_size=8, max_entries=8)
@@ -166,10 +170,30 @@ def test_kfuncs_by_name_and_by_what_they_write() -> None:
 def test_direct_reads_of_kernel_memory_are_seen() -> None:
     chase = ldx(2, 1, 8) + ldx(3, 2, 16) + RETURN
     assert facts(chase).classes == {"read-kernel"}
-    assert facts(chase, packets=True).classes == {"network"}
+    assert facts(chase, packets=True).classes == {"read-packet"}
     assert facts(ldx(2, 1, 8) + RETURN).classes == set()
     index = lookup() + jeqi(0, 0, 4) + ldx(3, 0) + raw(0x57, 3, imm=7) + add(0, 3) + ldx(4, 0) + RETURN
     assert facts(index).classes == {"map"}
+
+
+@pytest.mark.parametrize(
+    ("code", "classes"),
+    [
+        (ldx(2, 1, 76, U32) + ldx(3, 2, 12, U16), {"read-packet"}),
+        (call("skb_load_bytes"), {"read-packet"}),
+        (call("xdp_load_bytes"), {"read-packet"}),
+        (call("skb_store_bytes"), {"network"}),
+        # a store to the packet, to the context, through a pointer that may be the packet's, an atomic one
+        (ldx(2, 1, 76, U32) + put(2, 0, 1, U8), {"network"}),
+        (ldx(2, 1, 76, U32) + stx(2, 0, 1), {"network"}),
+        (put(1, 8, 1, U32), {"network"}),
+        (ldx(2, 1, 76, U32) + jeqi(2, 0, 1) + mov(2, 10) + put(2, 0, 1), {"network"}),
+        (ldx(2, 1, 76, U32) + movi(3, 1) + atomic(2, 0, 3, 0), {"network"}),
+        (mov(2, 10) + raw(0x07, 2, imm=-8) + put(2, 0, 1), set()),
+    ],
+)
+def test_reading_packets_and_changing_them_are_told_apart(code: bytes, classes: set[str]) -> None:
+    assert facts(code + RETURN, packets=True).classes == classes
 
 
 def test_kernel_variables_are_named() -> None:

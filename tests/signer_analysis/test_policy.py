@@ -332,3 +332,11 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(path, 1234, 0)
     with pytest.raises(PolicyError, match="belongs to uid 1234"):
         PolicyFile(str(path)).current()
+
+
+def test_who_may_change_packets_may_read_them() -> None:
+    text = "version = 1\n[[rule]]\nuid = 0\nprobes = '*'\nclasses = ['{name}']\n"
+    (both,) = Policy.parse(text.format(name="network").encode()).rules
+    assert both.classes == {"network", "read-packet"}
+    (reads,) = Policy.parse(text.format(name="read-packet").encode()).rules
+    assert reads.classes == {"read-packet"}

@@ -125,7 +125,7 @@ def packet_program(type: int, attach: Attach, code: bytes, attach_type: int) -> 
 def test_policy_grants_looking_and_deciding_apart(
     type: int, attach: Attach, passing: int, dropping: int, attach_type: int
 ) -> None:
-    rule = "version = 1\n[[rule]]\nuid = 0\nprobes = ['{kind}:lo*']\nclasses = ['network'{more}]\n"
+    rule = "version = 1\n[[rule]]\nuid = 0\nprobes = ['{kind}:lo*']\nclasses = ['read-packet'{more}]\n"
     for more, verdicts in (("", (True, False)), (", 'override'", (True, True))):
         policy = Policy.parse(rule.format(kind=attach.kind, more=more).encode())
         for result, allowed in zip((passing, dropping), verdicts, strict=True):
