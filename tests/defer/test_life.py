@@ -78,6 +78,25 @@ def test_the_trace_ends_first(started: list[subprocess.Popen[bytes]], pageout: s
         )
 
 
+@pytest.mark.slow
+def test_more_threads_than_there_is_room_for(
+    started: list[subprocess.Popen[bytes]], pageout: str, tmp_path: Path
+) -> None:
+    """The 4097th thread's block is dropped, and room that becomes free is used again."""
+    with bpfseal.trace(SLEEPING) as trace:
+        process = sleepers(started, pageout, 4200, kit.page(tmp_path))
+        until(trace, lambda: account(trace).scheduled == 4201)
+        assert account(trace) == Account(4201, 0, 105, 0, 0)
+        process.kill()
+        process.wait()
+        until(trace, lambda: account(trace).run == 4096)
+        sleepers(started, pageout, 30, kit.page(tmp_path))
+        until(trace, lambda: account(trace).scheduled == 4232)
+        trace.stop()
+        (found,) = [e.values[0] for e in trace.events(timeout=5) if e.action == "deferred"]
+        assert found == Account(4232, 4096, 105, 31, 0)
+
+
 def test_threads_are_killed_with_blocks_pending(
     started: list[subprocess.Popen[bytes]], pageout: str, tmp_path: Path
 ) -> None:
