@@ -12,9 +12,12 @@ _DEPTH = 8  # of records in records; what is deeper prints as nothing
 class Shapes:
     """Shapes of a script's types. `records` as in TypedScript."""
 
-    def __init__(self, records: dict[str, RecordInfo], trailer: str = CUT) -> None:
+    def __init__(self, records: dict[str, RecordInfo], trailer: str = CUT, longest: int = 0) -> None:
+        """`trailer` is shown behind strings that were cut: those of `longest` bytes (max_strlen) without a NUL. Arrays
+        of characters that are full were not."""
         self._records = records
         self._text = (trailer,) if trailer != CUT else ()
+        self._longest = longest
         self._known: dict[Type, Shape] = {}
 
     def of(self, type: Type, depth: int = _DEPTH) -> Shape:
@@ -35,7 +38,7 @@ class Shapes:
             case types.Enum(name=name, signed=signed):
                 return Shape(kind="enum", size=size, signed=signed, name=name)
             case types.Str():
-                return Shape(kind="str", size=size, params=self._text)
+                return Shape(kind="str", size=size, params=self._text if size == self._longest else ("",))
             case types.Buf():
                 return Shape(kind="buf", size=size)
             case types.Ptr():

@@ -53,7 +53,7 @@ class Unit:
     def __init__(self, script: TypedScript, options: Options, kernel: KernelTypes | None = None) -> None:
         self.script = script
         self.options = options
-        self.shapes = Shapes(script.records, str(script.config["str_trunc_trailer"]))
+        self.shapes = Shapes(script.records, str(script.config["str_trunc_trailer"]), int(script.config["max_strlen"]))
         self.maps: list[MapSpec | None] = []
         self.layouts: list[MapLayout] = []
         self.script_maps: dict[MapDef, ScriptMap] = {}
