@@ -7,7 +7,7 @@ Kinds are those of `dsl.env.Point`, what is in their params is told in `runtime.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from bpfseal.compiler.analysis import nodes
@@ -175,7 +175,7 @@ def _tracepoint(unit: Unit, points: Sequence[Point], typed_as_well: bool = False
         if which:
             made.append(_syscalls(unit, tuple(which), target))
     if typed_as_well and len(others) <= _FEW and all(_text(p, "btf") for p in others):
-        made += [_tracing(unit, p, TRACE_RAW_TP, _text(p, "btf"), "t") for p in others]
+        made += [_served_by_type(unit, p) for p in others]
     elif others:
         attach = tuple(
             Attach(kind="perf_tracepoint", probe=p.name, target=f"{p.category}:{p.function}", cookies=cookies)
@@ -183,6 +183,12 @@ def _tracepoint(unit: Unit, points: Sequence[Point], typed_as_well: bool = False
         )
         made.append(Program("tracepoint", TRACEPOINT, others, attach))
     return made
+
+
+def _served_by_type(unit: Unit, point: Point) -> Program:
+    """The signing helper takes the event's name from the target (signer.attach)."""
+    made = _tracing(unit, point, TRACE_RAW_TP, _text(point, "btf"), "t")
+    return replace(made, attach=(Attach(kind="trace", probe=point.name, target=f"{point.category}:{point.function}"),))
 
 
 def _cookies(points: Sequence[Point]) -> list[tuple[int, ...]]:

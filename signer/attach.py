@@ -125,8 +125,8 @@ def _event(spec: ProgramSpec) -> str | None:
     is for programs on the event itself."""
     if spec.expected_attach_type != known.TRACE_RAW_TP or len(spec.attach) != 1 or spec.attach_module:
         return None
-    probe, name = spec.attach[0].probe, spec.attach_btf.removeprefix(_PREFIXES[known.TRACE_RAW_TP])
-    return probe if re.fullmatch(rf"tracepoint:\w{{1,64}}:{re.escape(name)}", probe, re.ASCII) else None
+    target, name = spec.attach[0].target, spec.attach_btf.removeprefix(_PREFIXES[known.TRACE_RAW_TP])
+    return f"tracepoint:{target}" if re.fullmatch(rf"\w{{1,64}}:{re.escape(name)}", target, re.ASCII) else None
 
 
 def _names(attach: Attach) -> list[str]:

@@ -59,3 +59,12 @@ def test_many_points_share_one_program() -> None:
     (program,) = bundle.programs
     assert len(program.attach) > 16
     assert {attach.kind for attach in program.attach} == {CLASSIC}
+
+
+@pytest.mark.parametrize("text", [f"{ONE} {{ @ = count(); }}", f"mine = {ONE} {{ @ = count(); }}"])
+def test_policy_knows_the_event(text: str) -> None:
+    """Also where the script gives the probe a name of its own."""
+    from bpfseal.signer.check import check as analyse
+
+    (program,) = analyse(compiler.compile(check(Request(text=text)))).programs
+    assert (program.targets, program.enforceable) == ((ONE,), False)

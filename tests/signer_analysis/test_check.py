@@ -113,24 +113,25 @@ def test_targets_in_the_load_are_enforceable(type: int, attach_type: int, name: 
 
 
 @pytest.mark.parametrize(
-    ("probe", "target", "enforceable"),
+    ("said", "target", "enforceable"),
     [
-        ("tracepoint:sched:sched_switch", "tracepoint:sched:sched_switch", False),
-        ("rawtracepoint:vmlinux:sched_switch", "rawtracepoint:sched_switch", True),
+        ("sched:sched_switch", "tracepoint:sched:sched_switch", False),
+        ("sched_switch", "rawtracepoint:sched_switch", True),
         # another event than what is signed, or no name of an event
-        ("tracepoint:sched:sched_wakeup", "rawtracepoint:sched_switch", True),
-        ("tracepoint:sched:*:sched_switch", "rawtracepoint:sched_switch", True),
-        ("tracepoint:syscalls:sys_enter_openat", "rawtracepoint:sched_switch", True),
+        ("sched:sched_wakeup", "rawtracepoint:sched_switch", True),
+        ("sched:*:sched_switch", "rawtracepoint:sched_switch", True),
+        ("syscalls:sys_enter_openat", "rawtracepoint:sched_switch", True),
+        (":sched_switch", "rawtracepoint:sched_switch", True),
     ],
 )
-def test_typed_programs_that_serve_an_event(probe: str, target: str, enforceable: bool) -> None:
+def test_typed_programs_that_serve_an_event(said: str, target: str, enforceable: bool) -> None:
     name = "btf_trace_sched_switch"
     (found,) = findings(
         type=known.TRACING,
         expected_attach_type=known.TRACE_RAW_TP,
         attach_btf=name,
         attach_btf_id=IDS[name],
-        attach=at("trace", "sched_switch", probe),
+        attach=at("trace", said),
     ).programs
     assert (found.targets, found.enforceable) == ((target,), enforceable)
 
