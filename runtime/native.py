@@ -29,9 +29,9 @@ class NativeConsumer:
     """Walks one ring. Raises nothing but what writing raises once it is made; making it raises ImportError, OSError
     or RuntimeError where there is no compiler for this machine."""
 
-    def __init__(self, ring: RingReader, events: Any, descriptor: int) -> None:
-        """`events`: Reader.events; `descriptor`: where the lines go."""
-        made = program(events)
+    def __init__(self, ring: RingReader, events: Any, descriptor: int, *, json: bool = False) -> None:
+        """`events`: Reader.events; `descriptor`: where the lines go; `json`: lines of JSON instead of text."""
+        made = program(events, json=json)
         if made is None:
             raise RuntimeError("no event that could be written natively")
         self._descriptor = descriptor

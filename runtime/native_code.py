@@ -34,8 +34,10 @@ class _Unknown(Exception):
 class _Lines:
     """Code of one event: each step moves `%o<n>`, the place where the output goes on."""
 
-    def __init__(self, event: int) -> None:
+    def __init__(self, event: int, *, json: bool = False) -> None:
+        """`json`: the line is an object, the text in it a string with escapes."""
         self.event = event
+        self.json = json
         self.code: list[str] = []
         self.constants: list[str] = []
         self.bound = 0
@@ -52,6 +54,14 @@ class _Lines:
         self.code.append(f"{self.out()} = {call}")
 
     def literal(self, text: bytes) -> None:
+        if self.json:
+            from json import dumps
+
+            text = dumps(text.decode("utf-8", "replace"), ensure_ascii=False)[1:-1].encode()
+        self.fixed(text)
+
+    def fixed(self, text: bytes) -> None:
+        """Bytes as they are."""
         if not text:
             return
         name = self._constant(text)
@@ -140,6 +150,21 @@ class _Lines:
         ]
         return f"%p{mark}", size + len(cut)
 
+    def plain_string(self, field: EventField) -> None:
+        """A string of printable ASCII that needs no escapes; a record with any other is Python's."""
+        if not field.shape.size:
+            return
+        mark = f"{self.event}_{self.steps}"
+        self.code += [
+            f"%t{mark} = getelementptr i8, ptr %record, i64 {field.offset}",
+            f"%j{mark} = call ptr @plain(ptr {self.out()}, ptr %t{mark}, i64 {field.shape.size})",
+            f"%odd{mark} = icmp eq ptr %j{mark}, null",
+            f"br i1 %odd{mark}, label %foreign, label %even{mark}",
+            f"even{mark}:",
+        ]
+        self.bound += field.shape.size
+        self._advance(f"getelementptr i8, ptr %j{mark}, i64 0")
+
     def character(self, value: str) -> None:
         self.code.append(f"{self._name('c')} = trunc i64 {value} to i8")
         self.code.append(f"store i8 {self._name('c')}, ptr {self.out()}")
@@ -163,21 +188,23 @@ def _cut(shape: Shape) -> bytes:
     return str(shape.params[0] if shape.params else CUT).encode("utf-8", "surrogateescape")
 
 
-def program(events: Sequence[EventLayout]) -> Program | None:
-    """IR for the events that can be written natively; None when there are none."""
-    done = {n: lines for n, event in enumerate(events) if (lines := _event(n, event)) is not None}
+def program(events: Sequence[EventLayout], *, json: bool = False) -> Program | None:
+    """IR for the events that can be written natively, as lines of JSON or as text; None when there are none."""
+    done = {n: lines for n, event in enumerate(events) if (lines := _event(n, event, json)) is not None}
     if not done:
         return None
     bound = max(lines.bound for lines in done.values()) + 64
     return Program("\n".join(_module(done, bound)), bound)
 
 
-def _event(number: int, event: EventLayout) -> _Lines | None:
+def _event(number: int, event: EventLayout, json: bool) -> _Lines | None:
     if event.action != "printf":
         return None
-    lines = _Lines(number)
+    lines = _Lines(number, json=json)
     try:
+        lines.fixed(b'{"type": "printf", "data": "' if json else b"")
         _format(lines, event.format, event.fields)
+        lines.fixed(b'"}\n' if json else b"")
     except _Unknown:
         return None
     return lines
@@ -206,8 +233,10 @@ def _conversion(lines: _Lines, match: re.Match[str], field: EventField) -> None:
     if int(width or 0) > _MOST_WIDTH:
         raise _Unknown
     if shape.kind == "str" and kind == "s":
+        if lines.json and width:
+            raise _Unknown
         if not width:
-            lines.string(field)
+            (lines.plain_string if lines.json else lines.string)(field)
             return
         if "0" in flags:
             raise _Unknown
@@ -226,7 +255,7 @@ def _conversion(lines: _Lines, match: re.Match[str], field: EventField) -> None:
             value, letter, flags = lines.masked(value, field.shape, bits_of(match)), kind, flags.replace("+", "")
         case "p":
             letter, flags = "x", flags.replace("+", "").replace("#", "") + "#"
-        case "c" if plain:
+        case "c" if plain and not lines.json:
             lines.character(value)
             return
         case _:
@@ -261,6 +290,37 @@ declare i32 @snprintf(ptr, i64, ptr, ...)
 declare i64 @strnlen(ptr, i64)
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 @digits = private constant [16 x i8] c"0123456789abcdef"
+
+; Copies a string up to its end; null when a byte of it would need an escape in JSON, or it has no end.
+define internal ptr @plain(ptr %out, ptr %text, i64 %size) {
+entry:
+  br label %look
+look:
+  %n = phi i64 [ 0, %entry ], [ %m, %copy ]
+  %some = icmp ult i64 %n, %size
+  br i1 %some, label %byte, label %bad
+byte:
+  %from = getelementptr i8, ptr %text, i64 %n
+  %c = load i8, ptr %from
+  %to = getelementptr i8, ptr %out, i64 %n
+  %end = icmp eq i8 %c, 0
+  br i1 %end, label %done, label %check
+check:
+  %control = icmp slt i8 %c, 32
+  %quote = icmp eq i8 %c, 34
+  %slash = icmp eq i8 %c, 92
+  %either = or i1 %quote, %slash
+  %odd = or i1 %either, %control
+  br i1 %odd, label %bad, label %copy
+copy:
+  store i8 %c, ptr %to
+  %m = add i64 %n, 1
+  br label %look
+done:
+  ret ptr %to
+bad:
+  ret ptr null
+}
 
 ; Digits are made from the last one on, in the middle of a buffer from which a fixed number of bytes is copied.
 define internal ptr @unsigned(ptr %out, i64 %value) {

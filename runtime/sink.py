@@ -62,9 +62,9 @@ class Output(Protocol):
     def clean(self, text: str) -> str:
         """Text of the traced world as it may be shown: on a terminal its control characters are escaped."""
 
-    def native(self) -> int | None:
+    def native(self) -> int | Callable[[RingReader, Any], Consumer] | None:
         """The descriptor when lines of printf, with the traced world's bytes as they are, may be written to it past
-        this object after `flush()`; None when they may not."""
+        this object after `flush()`, or what makes a consumer that writes others; None when they may not."""
 
     def flush(self) -> None: ...
 

@@ -23,6 +23,8 @@ from bpfseal.runtime.values import CgroupPathValue, Fields, StackValue, SymbolVa
 
 if TYPE_CHECKING:
     from bpfseal.runtime.deferred import Account
+    from bpfseal.runtime.ring import RingReader
+    from bpfseal.runtime.session import Consumer
 
 _TYPES = {"hist": "hist", "lhist": "hist", "avg": "stats", "stats": "stats", "tseries": "tseries"}
 
@@ -39,6 +41,7 @@ class JsonOutput:
         """`quiet`: no line about the trace itself. `escape`: `file` is a terminal, which gets control characters
         escaped."""
         self._file = file
+        self._escape = escape
         self._write = file.write
         self._quiet = quiet
         self._values = TextValues(resolver.text)
@@ -78,8 +81,13 @@ class JsonOutput:
         """As it is: a JSON string has its own escapes."""
         return text
 
-    def native(self) -> int | None:
-        return None
+    def native(self) -> Callable[[RingReader, Any], Consumer] | None:
+        if self._escape:
+            return None
+        from bpfseal.runtime.native import NativeConsumer
+
+        descriptor = self._file.fileno()
+        return lambda ring, events: NativeConsumer(ring, events, descriptor, json=True)
 
     def diagnostic(self, kind: str, text: str, where: str, trail: str = "") -> None:
         self._entry({"type": kind, "msg": clean(text)}, where)

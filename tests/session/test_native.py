@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import struct
+from types import SimpleNamespace
 
 import pytest
 
 from bpfseal.compiler.layout import EventField, EventLayout, Shape
 from bpfseal.runtime import native
 from bpfseal.runtime.native_code import program
+from bpfseal.runtime.render.json_output import JsonOutput
 from bpfseal.runtime.render.printf import compile_format
 
 U64, I64 = Shape(kind="int", size=8), Shape(kind="int", size=8, signed=True)
@@ -41,9 +44,11 @@ def values(shape: Shape) -> list[bytes]:
     return sorted({struct.pack("<Q", value)[: shape.size] for value in NUMBERS})
 
 
-def consume(events: list[EventLayout], records: list[bytes], room: int = 1 << 16) -> tuple[int, bytes, int]:
+def consume(
+    events: list[EventLayout], records: list[bytes], room: int = 1 << 16, *, json: bool = False
+) -> tuple[int, bytes, int]:
     """(reason, output, records done) for a ring of 4096 bytes that holds `records`."""
-    made = program(events)
+    made = program(events, json=json)
     assert made is not None
     engine, address = native._compile(made)
     data = b"".join(struct.pack("<II", len(r), 0) + r.ljust((len(r) + 7) & ~7, b"\0") for r in records)
@@ -129,3 +134,35 @@ def test_stops_at_a_record_that_is_being_written() -> None:
     assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(address)(ctypes.addressof(state)) == native.EMPTY
     assert (state[4], state[7]) == (len(data), 0)
     del engine
+
+
+def json_lines(event: EventLayout, records: list[bytes]) -> bytes:
+    """What Python writes."""
+    file = io.StringIO()
+    output = JsonOutput(file, SimpleNamespace(text=str))  # type: ignore[arg-type]
+    text = compile_format(event.format, event.fields, {}, lambda value, shape: str(value))
+    for record in records:
+        output.printf(text(record))
+    return file.getvalue().encode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(("format", "shape"), FORMATS, ids=lambda v: str(getattr(v, "kind", v)))
+def test_same_json_as_python(format: bytes, shape: Shape) -> None:
+    """Strings that need an escape, or were cut, are left to Python in their turn."""
+    field = EventField(offset=8, shape=shape)
+    event = EventLayout(action="printf", size=8 + shape.size, format=b'"q"\\\xff\t' + format, fields=(field,))
+    records = [struct.pack("<II", 0, 0) + value for value in values(shape)]
+    if program([event], json=True) is None:
+        pytest.skip("left to Python")
+    at = 0
+    for _ in records:
+        reason, text, count = consume([event], records[at:], json=True)
+        assert text == json_lines(event, records[at : at + count])
+        at += count
+        if reason == native.EMPTY:
+            break
+        assert reason == native.FOREIGN
+        value = records[at][8:].split(b"\0")[0]
+        assert len(value) == shape.size or any(byte < 32 or byte > 126 or byte in b'"\\' for byte in value)
+        at += 1
+    assert at == len(records)
