@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from msgspec import structs
 
 from bpfseal import compiler
 from bpfseal.compiler.kernel import KernelTypes
@@ -16,6 +17,7 @@ from bpfseal.signer.bundle import SealRequest
 from bpfseal.signer.check import check
 from bpfseal.signer.identity import Identity
 from bpfseal.signer.policy import Policy, decide
+from bpfseal.signer.refusal import Refusal
 from tests.compiler.harness import compiled, typed, why_not
 
 pytestmark = pytest.mark.skipif(why_not() == "the kernel has no BTF", reason="the kernel has no BTF")
@@ -165,3 +167,23 @@ def test_functions_of_blocks() -> None:
     assert any("kfunc bpf_copy_from_user_str is not granted" in reason for reason in reasons)
     reasons = objections(CLASSES, KFUNCS[1:])
     assert any(re.search(r"kfunc bpf_task_work_schedule_resume\w* is not granted", reason) for reason in reasons)
+
+
+@pytest.mark.usefixtures("task_work_types")
+def test_blocks_are_analysed() -> None:
+    """What only the block does, its program has to declare: helpers, kernel functions, what happens to maps."""
+    bundle = compiled(f"{OPEN} {{ $f = args.filename; defer {{ @seen[comm] = 1; print(str($f)); }} }}")
+    (program,) = bundle.programs
+    declared = program.declared
+    assert "get_current_comm" in declared.helpers
+    assert "bpf_copy_from_user_str" in declared.kfuncs
+    number = next(n for n, spec in enumerate(bundle.maps) if spec.name == "at_seen")
+    assert dict(declared.maps)[number] == ("write",)
+    for understated in (
+        structs.replace(declared, helpers=tuple(h for h in declared.helpers if h != "get_current_comm")),
+        structs.replace(declared, kfuncs=tuple(k for k in declared.kfuncs if k != "bpf_copy_from_user_str")),
+        structs.replace(declared, maps=tuple((n, done) for n, done in declared.maps if n != number)),
+    ):
+        with pytest.raises(Refusal):
+            check(structs.replace(bundle, programs=(structs.replace(program, declared=understated),)))
+    check(bundle)
