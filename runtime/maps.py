@@ -138,7 +138,10 @@ class ScriptMap:
         kind = self.layout.value.kind
         items: list[tuple[Any, Any]]
         if numbers is not None:
-            items = [(key, value) for value, key in numbers]
+            items = numbers
+            # One by one: a second list of a million pairs would be there beside the first.
+            for place, (value, key) in enumerate(numbers):
+                items[place] = (key, value)
         else:
             items = sorted(self, key=sort_key(self.layout))
         if not items and self.layout.key is None and (self._zeroed or (zero and kind not in _BUCKETED)):
