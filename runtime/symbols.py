@@ -6,9 +6,12 @@ rest of that folder kept out of the way. Without it addresses print as numbers, 
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from bpfseal.errors import BpfsealError
 
 if TYPE_CHECKING:
     from bpfseal.runtime.mappings import Mappings
@@ -38,12 +41,14 @@ def _bcc() -> Any:
 class Symbols:
     """Resolves kernel and user addresses; caches one symbol table per process."""
 
-    def __init__(self, *, demangle: bool = True, mappings: Mappings | None = None) -> None:
-        """`mappings`: of processes that may have ended by now."""
+    def __init__(self, *, demangle: bool = True, mappings: Mappings | None = None, program: str = "") -> None:
+        """`mappings`: of processes that may have ended by now. `program`: the file that others ran which have ended, if
+        its addresses are fixed."""
         self._mappings = mappings
         self._demangle = demangle
         self._caches: dict[int, Any] = {}
         self._known: dict[tuple[int, int], tuple[str, int, str]] = {}
+        self._program = program
 
     def resolve(self, address: int, pid: int = -1) -> tuple[str, int, str]:
         """(name, offset into it, module) of an address; pid -1 for the kernel. Name "" when unknown."""
@@ -62,6 +67,22 @@ class Symbols:
         return name, offset, module
 
     def _look_up(self, address: int, pid: int) -> tuple[str, int, str]:
+        name, offset, module = self._find(address, pid)
+        if not name and pid >= 0 and self._program and not os.path.exists(f"/proc/{pid}"):
+            return self._in_program(address, self._program) or (name, offset, module)
+        return name, offset, module
+
+    def _in_program(self, address: int, path: str) -> tuple[str, int, str] | None:
+        from bpfseal.runtime.elf import EXEC, Elf
+
+        try:
+            elf = Elf(path)
+        except (OSError, BpfsealError):
+            return None
+        symbol = elf.function_at(address) if elf.type == EXEC else None
+        return (symbol.name, address - symbol.address, path) if symbol is not None else None
+
+    def _find(self, address: int, pid: int) -> tuple[str, int, str]:
         cache = self._cache(pid)
         if cache is None:
             return self._from_file(address, pid) if self._mappings is not None and pid >= 0 else ("", 0, "")

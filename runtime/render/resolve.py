@@ -29,8 +29,17 @@ class Resolver:
             from bpfseal.runtime.symbols import Symbols
 
             demangle = bool(self._session.reader.config.get("cpp_demangle", True))
-            self._symbols = Symbols(demangle=demangle, mappings=self._session.mappings)
+            self._symbols = Symbols(demangle=demangle, mappings=self._session.mappings, program=self._program())
         return self._symbols
+
+    def _program(self) -> str:
+        """With cache_user_symbols = per_program: the one file that user probes are on. It gives names when a process is
+        gone."""
+        if self._session.reader.config.get("cache_user_symbols") != "per_program":
+            return ""
+        parts = [name.partition(":") for name in self._session.reader.probes]
+        files = {rest.rpartition(":")[0] for kind, _, rest in parts if kind in ("uprobe", "uretprobe")}
+        return files.pop() if len(files) == 1 else ""
 
     def text(self, value: Any) -> str:
         match value:

@@ -241,3 +241,18 @@ def test_stacks_by_build_id(tmp_path: Path) -> None:
     subprocess.run(["cc", "-O1", identity, "-o", program, source], check=True)
     done = trace(f"uprobe:{program}:work {{ print(ustack(build_id)); exit(); }}", "-c", str(program))
     assert re.search(r"^0123456789abcdef0123456789abcdef01234567 0x[0-9a-f]+$", done.out, re.MULTILINE), done.err
+
+
+def test_names_in_a_program_that_has_ended(tmp_path: Path) -> None:
+    """With a cache per program, as long as its addresses are those of its file."""
+    source, program = tmp_path / "p.c", tmp_path / "p"
+    source.write_text("__attribute__((noinline)) int work(int n) { return n + 1; }\nint main() { return work(-1); }\n")
+    subprocess.run(["cc", "-O1", "-no-pie", "-o", program, source], check=True)
+    done = trace(
+        f"config = {{ cache_user_symbols = PER_PROGRAM }} BEGIN {{ system({json.dumps(str(program))}) }} "
+        f"uprobe:{program}:work {{ print(func); print(ustack(2)); exit(); }}",
+        "--unsafe",
+    )
+    lines = [line.strip() for line in done.out.splitlines()]
+    assert lines[0] == "work", done.err
+    assert lines[2].startswith("work+"), done.out
