@@ -39,6 +39,7 @@ _LOOK_SECONDS = 0.5
 _BUSY_BATCH = 2000
 _NATIVE_ROUNDS = 16
 _EVENT = struct.Struct("I")
+_MAP_ACTIONS = frozenset(("clear", "zero", "print_map"))
 
 
 class Sink(Protocol):
@@ -129,6 +130,7 @@ class Session:
         self._native: Consumer | None = None
         self._tried_native = False
         self._handlers: list[Callable[[memoryview], None]] = []
+        self._last_words: frozenset[int] = frozenset()  # events that end the trace, where maps are worked on besides
         self._loaded: Loaded | None = None
         try:
             if command is not None:
@@ -195,6 +197,9 @@ class Session:
         """Run BEGIN and send events to `sink`. For trials, which do not `start()`; `again`: only change the sink."""
         self.sink = sink
         self._handlers = sink.bind(self)
+        actions = [event.action for event in self.reader.events]
+        if not _MAP_ACTIONS.isdisjoint(actions):
+            self._last_words = frozenset(number for number, action in enumerate(actions) if action == "exit")
         if not again:
             self._write_session_map()
             self._run_phase("begin")
@@ -466,7 +471,7 @@ class Session:
                 total += self._drain_natively(ring, self._native)
                 continue
             seen = 0
-            for record in ring.read():
+            for record in self._looked_through(ring) if self._last_words else ring.read():
                 seen += 1
                 if not self._exited:
                     handlers[number(record)[0]](record)
@@ -474,6 +479,14 @@ class Session:
                 self._go_native(ring)
             total += seen
         return total > 0
+
+    def _looked_through(self, ring: RingReader) -> list[memoryview]:
+        """What is in the ring; with exit() among it probes are off before clear() and print(), which come first, are
+        done: they would find what probes have done since."""
+        batch = [memoryview(bytes(record)) for record in ring.read()]
+        if any(_EVENT.unpack_from(record)[0] in self._last_words for record in batch):
+            self._detach()
+        return batch
 
     def _go_native(self, ring: RingReader) -> None:
         """More than Python should handle: have the lines written by machine code, where there is some for them."""
