@@ -270,3 +270,18 @@ def test_nothing_happens_between_exit_and_the_end() -> None:
     program = "interval:us:200 { @n++; if (@n > 3) { print(@n); clear(@n); exit(); } }"
     for _ in range(4):
         assert "@n:" not in trace(program).out.partition("\n\n")[2]
+
+
+def test_names_in_a_program_that_has_ended(tmp_path: Path) -> None:
+    """With a cache per program, as long as its addresses are those of its file."""
+    source, program = tmp_path / "p.c", tmp_path / "p"
+    source.write_text("__attribute__((noinline)) int work(int n) { return n + 1; }\nint main() { return work(-1); }\n")
+    subprocess.run(["cc", "-O1", "-no-pie", "-o", program, source], check=True)
+    done = trace(
+        f"config = {{ cache_user_symbols = PER_PROGRAM }} BEGIN {{ system({json.dumps(str(program))}) }} "
+        f"uprobe:{program}:work {{ print(func); print(ustack(2)); exit(); }}",
+        "--unsafe",
+    )
+    lines = [line.strip() for line in done.out.splitlines()]
+    assert lines[0] == "work", done.err
+    assert lines[2].startswith("work+"), done.out
