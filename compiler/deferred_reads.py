@@ -11,7 +11,7 @@ from bpfseal.compiler.loops import counted
 
 
 def read_bytes(g: Gen, space: str, target: Value, count: Value, address: Value) -> Value:
-    """As `memory.read_bytes` for the spaces "user" and "none"; negative if it failed, when `target` is all zeros."""
+    """As `memory.read_bytes` for foreign memory; negative if it failed, when `target` is all zeros."""
 
     def user() -> Value:
         return g.reading_helper("copy_from_user", target, count, g.fn.integer(address, I64))
@@ -36,7 +36,7 @@ def read_text(g: Gen, space: str, target: Value, count: Value, address: Value) -
 
 
 def _by_address(g: Gen, space: str, address: Value, user: Callable[[], Value], kernel: Callable[[], Value]) -> Value:
-    """Where the script does not say what an address is of, its upper half does: the kernel's is negative."""
+    """Where an address is not said to be the user's, it tells itself: those of the kernel are negative."""
     if space == "user":
         return user()
     fn = g.fn

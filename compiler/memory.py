@@ -50,23 +50,26 @@ def read_bytes(g: Gen, space: str, target: Value, count: Value, address: Value) 
     space is unknown ("none"), the helper is the one that looks at the address."""
     if address.type == PTR and space != "user":
         space = "kernel"
-    if _faults(g, space):
+    if _faults(g, space, address):
         from bpfseal.compiler.deferred_reads import read_bytes as read_later
 
         return read_later(g, space, target, count, address)
     return g.reading_helper(_READ.get(space, "probe_read"), target, count, address)
 
 
-def _faults(g: Gen, space: str) -> bool:
-    """Whether the read may sleep until the page is there."""
-    return g.element is not None and g.element.faults and space not in ("kernel", *DIRECT)
+def _faults(g: Gen, space: str, address: Value) -> bool:
+    """Whether the read may sleep until the page is there. In such places an address tells what it is of: type
+    information often takes the user's for the kernel's."""
+    if g.element is None or not g.element.faults:
+        return False
+    return space == "user" or (space not in DIRECT and address.type != PTR)
 
 
 def read_text(g: Gen, space: str, target: Value, count: Value, address: Value) -> Value:
     """Likewise for a string; the result is its length with the NUL. Bytes behind the NUL stay as they were."""
     if address.type == PTR and space != "user":
         space = "kernel"
-    if _faults(g, space):
+    if _faults(g, space, address):
         from bpfseal.compiler.deferred_reads import read_text as read_later
 
         return read_later(g, space, target, count, address)
