@@ -50,6 +50,11 @@ class Extras:
         with self._view or nullcontext():
             run(self._session, watchers)
 
+    def leave(self) -> None:
+        """At once, from a handler of signals: give the terminal back, if it was taken."""
+        if self._view is not None:
+            self._view.leave()
+
     def draw(self) -> None:
         """The pictures. Raises BpfsealError."""
         if self._options.flamegraph:

@@ -146,6 +146,11 @@ class View:
         for note in self.output.notes:
             sys.stderr.write(note)
 
+    def leave(self) -> None:
+        """The screen of before and the cursor, whatever else is going on; nothing is drawn any more."""
+        if self._live.is_started:
+            os.write(1, b"\x1b[?1049l\x1b[?25h")
+
     def look(self, now: float) -> None:
         self._live.update(self.drawn(now), refresh=True)
 

@@ -90,7 +90,7 @@ def _trace(options: Options, built: Built, session: Session, file: TextIO) -> in
         sink = OutputSink(
             extras.output or output, allow_system=options.unsafe, when_attached=_notify_attached, packets=packets
         )
-        _stop_on_signals(session)
+        _stop_on_signals(session, extras)
         show_own_name()
         status = None
         if options.mode in ("test", "bench"):
@@ -154,7 +154,7 @@ def _open_output(options: Options) -> TextIO:
     return os.fdopen(descriptor, "w", buffering=buffering, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
-def _stop_on_signals(session: Session) -> None:
+def _stop_on_signals(session: Session, extras: Extras) -> None:
     """First Ctrl-C or SIGTERM: end the trace and print the maps. The second: quit at once."""
 
     signals = 0
@@ -163,6 +163,7 @@ def _stop_on_signals(session: Session) -> None:
         nonlocal signals
         signals += 1
         if signals > 1:
+            extras.leave()
             os._exit(128 + number)
         session.interrupt()
 

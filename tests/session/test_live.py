@@ -113,6 +113,22 @@ def test_live_follows_the_size_of_the_terminal(terminals: list[Terminal]) -> Non
     assert one.process.returncode == 0
 
 
+def test_second_ctrl_c_gives_the_terminal_back(terminals: list[Terminal]) -> None:
+    """While the first one's end takes its time: END waits for a command."""
+    program = 'BEGIN { @x = 1; } END { system("sleep 20"); }'
+    one = Terminal(24, 60, "--live", "--unsafe", "-e", program)
+    terminals.append(one)
+    assert one.sees(r"@x")
+    one.process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert one.process.poll() is None
+    one.process.send_signal(signal.SIGINT)
+    assert wait_until(lambda: one.process.poll() is not None, 20)
+    one.read()
+    assert one.process.returncode == 128 + signal.SIGINT
+    assert one.data.rpartition("\x1b[?1049h")[2].count("\x1b[?1049l") >= 1
+
+
 def test_live_without_a_terminal_is_one_error() -> None:
     done = trace("BEGIN { exit(); }", "--live")
     assert (done.status, done.err.splitlines()[0]) == (1, "ERROR: --live needs a terminal")
