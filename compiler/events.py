@@ -290,7 +290,7 @@ def unwatch(g: Gen, node: typed.Call) -> None:
 
 
 def capture(g: Gen, node: typed.Call) -> None:
-    from bpfseal.compiler.packet import capture
+    from bpfseal.compiler.capture import capture
 
     capture(g, node)
 

@@ -1,4 +1,4 @@
-"""Packets: `args` of xdp and tc probes, and capture().
+"""Packets: `args` of xdp and tc probes.
 
 Headers are read where they lie, between the context's `data` and `data_end`, each piece behind a test of its bounds;
 of a tc packet whose headers are not in one piece (`data_end` is the end of the first fragment) the piece is copied.
@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from bpfseal.compiler import events
 from bpfseal.compiler.analysis import nodes
 from bpfseal.compiler.gen import Gen, register_type
 from bpfseal.compiler.ir import I8, I16, I32, I64, PTR, Value, const
 from bpfseal.compiler.memory import Place
-from bpfseal.dsl import typed, types
+from bpfseal.dsl import typed
 from bpfseal.dsl.types import Field, is_scalar, size_of
-from bpfseal.errors import BpfsealError
 
 _XDP_DATA, _XDP_END, _XDP_INDEX = 0, 4, 12
-_SKB_LENGTH, _SKB_TAGGED, _SKB_TAG, _SKB_TAG_TYPE, _SKB_INDEX, _SKB_DATA, _SKB_END = 0, 20, 24, 28, 40, 76, 80
+_SKB_LENGTH, SKB_TAGGED, SKB_TAG, SKB_TAG_TYPE, _SKB_INDEX, _SKB_DATA, _SKB_END = 0, 20, 24, 28, 40, 76, 80
 
 _ETHERNET: Final = 14
 _TAGS: Final = (0x8100, 0x88A8)  # include/uapi/linux/if_ether.h
@@ -37,8 +35,6 @@ _FROM_CONTEXT: Final = frozenset({"len", "ifindex"})
 _FROM_ETHERNET: Final = frozenset({"ethertype", "vlan", "smac", "dmac"})
 _FROM_IP: Final = frozenset({"family", "proto", "ttl", "saddr", "daddr"})
 _FROM_TRANSPORT: Final = frozenset({"sport", "dport", "tcp_flags"})
-
-LINK_ETHERNET, LINK_RAW = 1, 101  # LINKTYPE_ of pcap files
 
 
 class Packet:
@@ -84,7 +80,7 @@ def scalar(g: Gen, field: Field) -> Value:
     if field.name == "len":
         return length(g)
     if field.name == "ifindex":
-        return g.load_context(g.ctx, _XDP_INDEX if _is_xdp(g) else _SKB_INDEX, I32)
+        return g.load_context(g.ctx, _XDP_INDEX if is_xdp(g) else _SKB_INDEX, I32)
     assert g.packet is not None
     type, slot = g.packet.slots[field.name]
     return g.fn.load(type, slot, max(1, int(type[1:]) // 8))
@@ -98,25 +94,25 @@ def place(g: Gen, field: Field) -> Place:
 
 def length(g: Gen) -> Value:
     """Bytes of the packet, link layer included, an i32."""
-    if not _is_xdp(g):
+    if not is_xdp(g):
         return g.load_context(g.ctx, _SKB_LENGTH, I32)
     start, end = (g.fn.op(I64, f"ptrtoint {p} to i64") for p in _bounds(g))
     return g.fn.integer(g.fn.binary("sub", end, start), I32)
 
 
-def _is_xdp(g: Gen) -> bool:
+def is_xdp(g: Gen) -> bool:
     assert g.program is not None
     return g.program.kind == "xdp"
 
 
 def _bounds(g: Gen) -> tuple[Value, Value]:
     """`data` and `data_end`: 32-bit words of the context that the verifier turns into addresses."""
-    at = (_XDP_DATA, _XDP_END) if _is_xdp(g) else (_SKB_DATA, _SKB_END)
+    at = (_XDP_DATA, _XDP_END) if is_xdp(g) else (_SKB_DATA, _SKB_END)
     start, end = (g.fn.pointer(g.fn.integer(g.load_context(g.ctx, offset, I32), I64)) for offset in at)
     return start, end
 
 
-def _ethernet(g: Gen) -> bool:
+def ethernet(g: Gen) -> bool:
     """Whether packets of the interface start with an Ethernet header."""
     assert g.probe is not None
     return bool(g.probe.args.extra.get("ethernet", 1))
@@ -139,7 +135,7 @@ class _Reader:
         self.protocol = g.fn.slot(I8)
 
     def read(self) -> None:
-        if _ethernet(self.g):
+        if ethernet(self.g):
             self._link()
         else:
             self._version()
@@ -156,7 +152,7 @@ class _Reader:
         here = fn.index(self.start, offset)
         outside = fn.compare("ugt", fn.add(here, size), self.end)
         inside = fn.fresh("inside")
-        if _is_xdp(g):
+        if is_xdp(g):
             fn.branch(outside, self.done, inside)
             fn.start(inside)
             return here
@@ -213,10 +209,10 @@ class _Reader:
         fn.store(self._word(piece, 12), self.type, 2)
         fn.store(const(_ETHERNET), self.network, 8)
         tagged = fn.slot(I64)
-        if "vlan" in self.names and not _is_xdp(self.g):
-            beside = self.g.load_context(self.g.ctx, _SKB_TAGGED, I32)
+        if "vlan" in self.names and not is_xdp(self.g):
+            beside = self.g.load_context(self.g.ctx, SKB_TAGGED, I32)
             with self.g.when(self.g.truth(beside), "tagged"):
-                self._tag(self.g.load_context(self.g.ctx, _SKB_TAG, I32))
+                self._tag(self.g.load_context(self.g.ctx, SKB_TAG, I32))
                 fn.store(const(1), tagged, 8)
         plain = fn.fresh("plain")
         for _ in range(_MOST_TAGS):
@@ -347,73 +343,3 @@ class _Reader:
 def _byte_constant(number: int) -> int:
     """As LLVM writes an i8."""
     return number - 256 if number > 127 else number
-
-
-# --- capture() --------------------------------------------------------------------------------------------------
-
-
-def capture(g: Gen, node: typed.Call) -> None:
-    """The packet to the client, in a record as long as it is; one that finds no room is counted as lost."""
-    assert g.program is not None
-    if g.program.kind not in ("xdp", "tc"):
-        raise BpfsealError("capture() is for xdp and tc probes")
-    fn, most = g.fn, node.options["snaplen"]
-    assert isinstance(most, int)
-    link = LINK_ETHERNET if _ethernet(g) else LINK_RAW
-    number, (when, whole, data), _ = events.add_event(
-        g, "capture", node.span, types=[types.U64, types.U32, types.Array(types.U8, most)], options={"link": link}
-    )
-    size = fn.integer(length(g), I64)
-    kept = fn.select(fn.compare("ult", size, const(most)), size, const(most))
-    record = g.locate(g.reserve_scratch(data + most + 4))
-    events.header(g, record, number)
-    fn.store(g.helper("ktime_get_boot_ns"), fn.add(record, when), 8)
-    fn.store(fn.integer(size, I32), fn.add(record, whole), 4)
-    if _is_xdp(g) or not _ethernet(g):
-        _copy(g, 0, kept, most, record, data)
-        return
-    beside, plain, after = fn.fresh("tagged"), fn.fresh("plain"), fn.fresh("captured")
-    fn.branch(g.truth(g.load_context(g.ctx, _SKB_TAGGED, I32)), beside, plain)
-    fn.start(plain)
-    _copy(g, 0, kept, most, record, data)
-    fn.jump(after)
-    fn.start(beside)
-    fn.store(fn.integer(fn.binary("add", size, const(4)), I32), fn.add(record, whole), 4)
-    _tagged(g, kept, most, record, data)
-    fn.start(after)
-
-
-def _tagged(g: Gen, kept: Value, most: int, record: Value, data: int) -> None:
-    """A packet whose VLAN tag the kernel keeps beside it: the tag goes where it was on the wire."""
-    fn, addresses = g.fn, 12
-    target = fn.add(record, data)
-    g.helper("skb_load_bytes", g.ctx, const(0), target, const(addresses))
-    # The type is in network order, the tag in the machine's.
-    type, tag = (g.load_context(g.ctx, offset, I32) for offset in (_SKB_TAG_TYPE, _SKB_TAG))
-    fn.store(fn.integer(type, I16), fn.add(target, addresses), 2)
-    g.unit.kfuncs.add("i16 @llvm.bswap.i16(i16)")
-    swapped = fn.op(I16, f"call i16 @llvm.bswap.i16({fn.integer(tag, I16)})")
-    fn.store(swapped, fn.add(target, addresses + 2), 2)
-    rest = fn.binary("sub", kept, const(addresses))
-    _copy(g, addresses, rest, most - addresses, record, data + addresses + 4)
-
-
-def _copy(g: Gen, start: int, size: Value, most: int, record: Value, head: int) -> None:
-    """Up to `most` bytes of the packet from `start` behind the `head` of the record, and the record to the ring."""
-    fn = g.fn
-    inside, copied, lost, after = (fn.fresh(name) for name in ("some", "copied", "lost", "sent"))
-    # One less is what the verifier can compare from both sides at once; LLVM must not see through it.
-    last = g.opaque(fn.binary("sub", size, const(1)))
-    fn.branch(fn.compare("ult", last, const(most)), inside, lost)
-    fn.start(inside)
-    count = fn.binary("add", last, const(1))
-    helper = "xdp_load_bytes" if _is_xdp(g) else "skb_load_bytes"
-    failed = g.helper(helper, g.ctx, const(start), fn.add(record, head), count)
-    fn.branch(fn.compare("eq", failed, const(0)), copied, lost)
-    fn.start(copied)
-    total = fn.binary("add", count, const(head))
-    failed = g.helper_on_map("ringbuf_output", g.unit.ring_index(), "output", record, total, const(0))
-    fn.branch(fn.compare("eq", failed, const(0)), after, lost)
-    fn.start(lost)
-    events.count_failure(g, 0)
-    fn.start(after)
