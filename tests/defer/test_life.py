@@ -119,7 +119,8 @@ def test_threads_that_are_over(pageout: str, tmp_path: Path, threads: int) -> No
     """Scheduled in the very last moment of a task: the kernel would take it and never run it. More of them than there
     are elements do not fill the map."""
     script = (
-        'tracepoint:sched:sched_switch /comm == "pageout" && args.prev_state == 0x20/ { defer { @ran = count(); } } '
+        # zombies, and those that have been waited for already
+        'tracepoint:sched:sched_switch /comm == "pageout" && args.prev_state & 0x30/ { defer { @ran = count(); } } '
         'tracepoint:syscalls:sys_enter_exit_group /comm == "pageout"/ { defer { @leaving = count(); } }'
     )
     found = kit.trace(script, f"{pageout} exit {threads} {kit.page(tmp_path)}")
