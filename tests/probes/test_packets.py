@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import re
@@ -285,6 +286,37 @@ def test_listing(pair: Pair) -> None:
         f"tc:{pair.near}:ingress",
     ]
     assert "    inet saddr" in lines
+
+
+def turn_off_gro(interface: str) -> None:
+    """`ethtool -K INTERFACE gro off`: the kernel then looks into no packet before programs do."""
+    value = ctypes.create_string_buffer(struct.pack("II", 0x2C, 0))  # ETHTOOL_SGRO
+    request = struct.pack("16sQ16x", interface.encode(), ctypes.addressof(value))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket.fileno(), 0x8946, request)  # SIOCETHTOOL
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="no tunnels here")
+def test_headers_that_are_not_in_one_piece(tmp_path: Path) -> None:
+    """A tap device that makes packets of which only the first bytes lie where programs may read directly."""
+    name, file = f"bpp{os.getpid() % 100000}", tmp_path / "packets.pcap"
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        # TUNSETIFF: IFF_TAP, IFF_NAPI, IFF_NAPI_FRAGS, IFF_NO_PI
+        fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1032))
+        turn_off_gro(name)
+        subprocess.run(["ip", "link", "set", name, "addrgenmode", "none", "up"], check=True)
+        chosen = [f for f in FRAMES if len(f.data) > 40]
+        with tracer(f"tc:{name}:ingress {{ {PRINT}; capture(); }}", "--pcap", str(file)) as trace:
+            for cut in (14, 21, 33):
+                for frame in chosen:
+                    middle = (cut + len(frame.data)) // 2
+                    os.writev(fd, [frame.data[:cut], frame.data[cut:middle], frame.data[middle:]])
+                assert trace.lines(len(chosen)) == expected(chosen)
+            trace.stop()
+        assert [data for _, _, data in read(file)] == [f.data for f in chosen] * 3
+    finally:
+        os.close(fd)
 
 
 @contextmanager
