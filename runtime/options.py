@@ -129,7 +129,7 @@ def _apply(options: Options, name: str, value: str) -> None:
     match name:
         case "-e":
             # Of several the last counts, as in bpftrace.
-            options.program = value
+            options.program = _utf8(value, "the program")
         case "-l" | "--list":
             options.listing = True
         case "-v" | "--verbose":
@@ -217,7 +217,16 @@ def _positional(options: Options, rest: list[str], script_params: list[str]) -> 
         return
     if options.program is None and rest:
         options.file = rest.pop(0)
-    options.params, options.script_params = rest, script_params
+    options.params = [_utf8(value, "a parameter") for value in rest]
+    options.script_params = [_utf8(value, "a parameter") for value in script_params]
+
+
+def _utf8(value: str, what: str) -> str:
+    """An argument as the text that its bytes are, whatever the locale took them for. Raises UsageError."""
+    try:
+        return os.fsencode(value).decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{what} is not UTF-8 text", hint="write bytes as \\xNN") from None
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:

@@ -285,3 +285,39 @@ def test_names_in_a_program_that_has_ended(tmp_path: Path) -> None:
     lines = [line.strip() for line in done.out.splitlines()]
     assert lines[0] == "work", done.err
     assert lines[2].startswith("work+"), done.out
+
+
+@pytest.mark.parametrize("locale", ["C", "de_DE.ISO-8859-1", "nonsense"])
+def test_output_does_not_depend_on_the_locale(locale: str) -> None:
+    done = subprocess.run(
+        command("-q", "-e", 'BEGIN { printf("%s é\\n", "ü"); @["ß"] = 1; exit(); }'),
+        capture_output=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
+    assert done.stdout == "ü é\n\n\n@[ß]: 1\n".encode()
+
+
+@pytest.mark.parametrize("buffering", ["none", "line", "full"])
+def test_what_is_printed_arrives_while_the_trace_runs(buffering: str) -> None:
+    """Nothing waits for a buffer to fill when nothing else is to do; "none" not even for a newline."""
+    text = "x" if buffering == "none" else "x\n"
+    with subprocess.Popen(
+        command("-q", "-B", buffering, "-e", f"interval:ms:20 {{ printf({json.dumps(text)}); }}"),
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 1) == b"x"
+        process.terminate()
+        rest = process.stdout.read()
+    assert rest.endswith(b"\n\n")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [[b"-e", b'BEGIN { printf("\xff"); }'], [b"-e", b"BEGIN { exit(); }", b"\xff"]])
+def test_a_program_that_is_no_text_is_one_error(arguments: list[bytes]) -> None:
+    done = subprocess.run([*command("-q"), *arguments], capture_output=True, check=False, timeout=60)
+    assert done.returncode != 0
+    assert b"is not UTF-8 text" in done.stderr
+    assert b"Traceback" not in done.stderr
