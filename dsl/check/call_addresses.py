@@ -86,6 +86,10 @@ def kaddr(c: State, node: ast.Call) -> typed.Expr:
     return typed.Call("kaddr", (), Int(64, False, space="kernel"), node.span, options)
 
 
+# Of symbols like these some are known wherever addresses are shown at all.
+_ALWAYS_THERE = ("_stext", "_text", "jiffies")
+
+
 def percpu_kaddr(c: State, node: ast.Call) -> typed.Expr:
     name = arguments.name(c, node, 0)
     if name is None:
@@ -96,6 +100,13 @@ def percpu_kaddr(c: State, node: ast.Call) -> typed.Expr:
         if cpu is None:
             return nothing(node.span)
         args = (cpu,)
+    if c.env.kernel_symbol(name) is None and any(c.env.kernel_symbol(s) is not None for s in _ALWAYS_THERE):
+        # The verifier looks the name up itself, in the same table.
+        c.warn(
+            node.span,
+            f"the kernel's symbol table has no variable '{name}': the program will be refused",
+            "variables are in it with CONFIG_KALLSYMS_ALL",
+        )
     return typed.Call("percpu_kaddr", args, Int(64, False, space="kernel"), node.span, {"symbol": name})
 
 

@@ -285,3 +285,9 @@ def test_a_string_that_is_appended_to_itself() -> None:
     )
     assert {v.type for v in all_of(typed.Var, script.probes[0].body) if v.name == "s"} == {Str(1024)}
     assert script.maps[0].value == Str(1024)
+
+
+def test_variables_that_the_kernel_does_not_name_are_told() -> None:
+    (warning,) = warnings('begin { print(percpu_kaddr("process_counts")); }')
+    assert warning.startswith("the kernel's symbol table has no variable 'process_counts'")
+    assert warnings('begin { print(percpu_kaddr("avenrun")); }') == []
