@@ -27,7 +27,7 @@ class Result:
     err: str
 
 
-def trace(program: str, *arguments: str, timeout: float = 60) -> Result:
+def trace(program: str, *arguments: str, timeout: float = 180) -> Result:
     """Run a program to its end."""
     done = subprocess.run(
         command("-q", *arguments, "-e", program),
@@ -58,7 +58,7 @@ class Running:
         assert self.process.stdout is not None
         return self.process.stdout.readline().decode()
 
-    def end(self, number: int | None = signal.SIGINT, timeout: float = 30) -> Result:
+    def end(self, number: int | None = signal.SIGINT, timeout: float = 120) -> Result:
         if number is not None:
             self.process.send_signal(number)
         out, err = self.process.communicate(timeout=timeout)

@@ -59,7 +59,7 @@ class Terminal:
             pass
         return SEQUENCE.sub("", self.data)
 
-    def sees(self, pattern: str, seconds: float = 30) -> bool:
+    def sees(self, pattern: str, seconds: float = 90) -> bool:
         return wait_until(lambda: re.search(pattern, self.read()), seconds)
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ def test_live_shows_maps_and_gives_the_terminal_back(terminals: list[Terminal]) 
     assert "\x1b[?1049h" in one.data
     assert "\x1b[2J" not in one.data.split("\x1b[?1049h", 1)[1]
     one.process.send_signal(signal.SIGINT)
-    assert wait_until(lambda: one.process.poll() is not None, 30)
+    assert wait_until(lambda: one.process.poll() is not None, 90)
     text = one.read()
     assert one.process.returncode == 0
     # The screen of before is back, and the maps are printed as always.
@@ -109,7 +109,7 @@ def test_live_follows_the_size_of_the_terminal(terminals: list[Terminal]) -> Non
     time.sleep(1.2)
     assert one.process.poll() is None  # however small
     one.process.send_signal(signal.SIGTERM)
-    assert wait_until(lambda: one.process.poll() is not None, 30)
+    assert wait_until(lambda: one.process.poll() is not None, 90)
     assert one.process.returncode == 0
 
 
@@ -123,7 +123,7 @@ def test_second_ctrl_c_gives_the_terminal_back(terminals: list[Terminal]) -> Non
     time.sleep(1.5)
     assert one.process.poll() is None
     one.process.send_signal(signal.SIGINT)
-    assert wait_until(lambda: one.process.poll() is not None, 20)
+    assert wait_until(lambda: one.process.poll() is not None, 90)
     one.read()
     assert one.process.returncode == 128 + signal.SIGINT
     assert one.data.rpartition("\x1b[?1049h")[2].count("\x1b[?1049l") >= 1
