@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from .conftest import command, trace
+from .conftest import command, trace, wait_until
 
 pytestmark = pytest.mark.host
 
@@ -32,6 +33,17 @@ def account(out: str, err: str, line: str) -> tuple[int, int, int]:
     return printed, lost, int(produced[1])
 
 
+def calls(tracer: int) -> bool:
+    """Whether its child runs, having been let go."""
+    for child in Path(f"/proc/{tracer}/task/{tracer}/children").read_text().split():
+        try:
+            if b"os.getppid()" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -46,7 +58,9 @@ def test_stalled_reader(statement: str) -> None:
     process = subprocess.Popen(
         command("-q", "-c", CHILD, "-e", PROGRAM % statement), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    time.sleep(6)
+    # Until the child has made all its calls, however long that takes here.
+    assert wait_until(lambda: calls(process.pid), 120)
+    assert wait_until(lambda: not calls(process.pid), 120)
     out, err = (data.decode() for data in process.communicate(timeout=200))
     assert process.returncode == 0
     printed, lost, produced = account(out, err, r"^\(?\d+[ ,].*$")
