@@ -221,6 +221,7 @@ def test_second_ctrl_c_while_the_maps_are_printed(running: list[Running]) -> Non
     assert wait_until(lambda: not mine & objects().keys(), 60)
 
 
+@pytest.mark.slow
 def test_idle_session_uses_next_to_no_cpu(running: list[Running]) -> None:
     """Less than 0.5 % of a CPU, measured over five seconds; a busy machine does not make it more."""
     one = Running('BEGIN { printf("up\\n"); } interval:s:60 { @ = count(); }')
