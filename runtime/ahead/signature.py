@@ -79,6 +79,8 @@ def signature_in(der: bytes, certificate: Certificate) -> bytes:
     """The bare signature of a PKCS#7, which must be what `signer.pkcs7` writes. Raises BadSeal."""
     family = _family(certificate)
     issuer, number = certificate.issuer.public_bytes(), certificate.serial_number
+    if number <= 0:
+        raise BadSeal("the certificate's number is not positive")
     # The signature is the last element; its length follows from that of the whole.
     for size in range(min(len(der) - 1, _LONGEST), 0, -1):
         form = pkcs7.tlv(0x04, der[-size:])
