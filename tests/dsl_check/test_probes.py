@@ -96,7 +96,7 @@ def test_limits() -> None:
     (error,) = errors("kprobe:vfs_* { }", max_probes=1)
     assert "Can't attach to 2 probes" in error.message
     (error,) = errors("kprobe:vfs_* { print(probe); }", max_bpf_progs=1)
-    assert "2 BPF programs" in error.message
+    assert "more than 1 BPF programs, which exceeds the current limit of 1" in error.message
     assert len(groups("kprobe:vfs_* { print(1); }", max_bpf_progs=1)) == 1
 
 
