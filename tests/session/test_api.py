@@ -107,6 +107,7 @@ def test_what_was_not_taken_stays_readable() -> None:
     first, second = t
     assert "bpf_prog" in first.text
     assert "bpf_prog" in second.text
+    pytest.importorskip("pandas")
     assert "bpf_prog" in str(t.table("@").pandas())
 
 

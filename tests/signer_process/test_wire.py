@@ -335,4 +335,4 @@ def test_no_field_of_any_message_says_who_asks() -> None:
         names = set(kind.__struct_fields__)
         if kind is not protocol.Check:
             assert names.isdisjoint({"uid", "gid", "pid", "user", "exe", "cgroup"}), kind
-    assert set(SealRequest.__struct_fields__) == {"bundle", "lifetime", "log_level"}
+    assert set(SealRequest.__struct_fields__) == {"bundle", "lifetime", "log_level", "file"}
