@@ -32,6 +32,7 @@ fuzz: $(STAMP) ## fuzzers, FUZZ_SECONDS each (default 600)
 	for f in tests/fuzz/fuzz_*.py; do $(BIN)/python $$f --seconds $${FUZZ_SECONDS:-600} || exit 1; done
 
 bench: $(STAMP) system ## figures side by side with bpftrace, into benchmarks/RESULTS.md
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python benchmarks/run.py
 
 install: $(STAMP) ## a virtual environment with an editable install

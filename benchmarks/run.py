@@ -66,15 +66,22 @@ def main(names: list[str]) -> int:
         about["load_after"] = os.getloadavg()
         data = {"machine": about, **section.plain()}
         (RAW / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-    (HERE / "RESULTS.md").write_text(report())
+    found = {n: json.loads((RAW / f"{n}.json").read_text()) for n in SECTIONS if (RAW / f"{n}.json").exists()}
+    try:
+        from plots import draw
+
+        pictures = draw(found, HERE / "plots")
+    except ImportError:
+        print("no plots: pip install 'bpfseal[bench]'")
+        pictures = {}
+    (HERE / "RESULTS.md").write_text(report(found, pictures))
     print("benchmarks/RESULTS.md written")
     return 0
 
 
-def report() -> str:
+def report(found: dict[str, dict[str, Any]], pictures: dict[str, str]) -> str:
     """RESULTS.md from the raw figures of all sections that have been run."""
-    found = [json.loads((RAW / f"{n}.json").read_text()) for n in SECTIONS if (RAW / f"{n}.json").exists()]
-    about = found[0]["machine"]
+    about = next(iter(found.values()))["machine"]
     lines = [
         "# Figures",
         "",
@@ -86,7 +93,7 @@ def report() -> str:
         f"Python {about['python']}. Reference: {about['reference'] or 'none found: our own figures only'}.",
         "",
     ]
-    for section in found:
+    for name, section in found.items():
         load, after = section["machine"]["load"][0], section["machine"]["load_after"][0]
         lines += [
             f"## {section['title']}",
@@ -107,7 +114,9 @@ def report() -> str:
                 f"{_number(other) if other is not None else ''} | {ratio} | {row['goal']} |"
             )
         lines.append("")
-    return "\n".join(lines)
+        if name in pictures:
+            lines += [f"![{section['title']}](plots/{pictures[name]})", ""]
+    return "\n".join(lines) + (HERE / "MISSED.md").read_text()
 
 
 def _number(value: float) -> str:

@@ -26,7 +26,7 @@ EXAMPLES
         the same inside a kernel that requires signatures
 
 TRACING
-    -e PROGRAM           the program; several -e are joined
+    -e PROGRAM           the program
     -p PID               trace this process; the trace ends with it
     -c COMMAND           run COMMAND, held until all probes are attached; the trace ends with it
     --unsafe             allow system(), signal(), override() and writes to user memory
