@@ -10,7 +10,7 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, Punctuation
 
 from bpfseal.dsl.table import AGGREGATES, BUILTINS, FUNCTIONS
 
-_KEYWORDS = [
+KEYWORDS = [
     "if",
     "else",
     "while",
@@ -35,7 +35,7 @@ _KEYWORDS = [
     "enum",
     "const",
 ]
-_TYPES = [
+TYPES = [
     "bool",
     "void",
     "char",
@@ -64,7 +64,7 @@ _TYPES = [
     "string",
     "buffer",
 ]
-_PROBES = [
+PROBES = [
     "kprobe",
     "kretprobe",
     "uprobe",
@@ -132,7 +132,7 @@ class BpfsealLexer(RegexLexer):  # type: ignore[misc]
             (r"#[^\n]*(?:\\\n[^\n]*)*", Comment.Preproc),
             include("layout"),
             (r"\b(BEGIN|END|begin|end)\b", Keyword.Namespace),
-            (rf"\b({'|'.join(_PROBES)})(:)", bygroups(Keyword.Namespace, Punctuation), "point"),
+            (rf"\b({'|'.join(PROBES)})(:)", bygroups(Keyword.Namespace, Punctuation), "point"),
             (r"\b(config|macro|fn|import|struct|union|enum|let|const)\b", Keyword.Declaration),
             (r"\{", Punctuation, "block"),
             include("values"),
@@ -149,8 +149,8 @@ class BpfsealLexer(RegexLexer):  # type: ignore[misc]
             (r"\{", Punctuation, "#push"),
             (r"\}", Punctuation, "#pop"),
             include("values"),
-            (words(_KEYWORDS, prefix=r"\b", suffix=r"\b"), Keyword),
-            (words(_TYPES, prefix=r"\b", suffix=r"\b"), Keyword.Type),
+            (words(KEYWORDS, prefix=r"\b", suffix=r"\b"), Keyword),
+            (words(TYPES, prefix=r"\b", suffix=r"\b"), Keyword.Type),
             include("names"),
         ],
         "names": [
