@@ -14,7 +14,7 @@ demo: $(STAMP) system ## the main job: signed one-liners on kernels that require
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP) system lint ## all tests (unit, this kernel, test kernels under QEMU)
-	$(BIN)/python tools/run_tests.py
+	$(BIN)/python tools/run_tests.py --durations=15
 
 test-full: $(STAMP) system ## the long campaigns too
 	$(BIN)/python -m pytest -q
@@ -32,7 +32,6 @@ fuzz: $(STAMP) ## fuzzers, FUZZ_SECONDS each (default 600)
 	for f in tests/fuzz/fuzz_*.py; do $(BIN)/python $$f --seconds $${FUZZ_SECONDS:-600} || exit 1; done
 
 bench: $(STAMP) system ## figures side by side with bpftrace, into benchmarks/RESULTS.md
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python benchmarks/run.py
 
 install: $(STAMP) ## a virtual environment with an editable install
