@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 # What is traced: `events WHAT COUNT`. It is linked to fixed addresses, so that a watchpoint can be written down.
@@ -78,7 +79,18 @@ class Row:
 
 N = 137
 MINE = "/pid == cpid/ { @ = count(); }"
-GETPPID = "__x64_sys_getppid"
+
+
+def traceable(*names: str) -> str:
+    """The first of some names of one function that this kernel's list of functions has; else the first."""
+    with suppress(OSError), open("/sys/kernel/tracing/available_filter_functions") as file:
+        listed = {line.split()[0] for line in file}
+        return next((name for name in names if name in listed), names[0])
+    return names[0]
+
+
+GETPPID = traceable("__x64_sys_getppid", "__do_sys_getppid")
+FAMILY = GETPPID.removesuffix("ppid")
 
 ROWS = (
     Row("begin", "begin", "{ @ = count(); }", "", 1, ("begin:*", "")),
@@ -141,10 +153,10 @@ ROWS = (
         ("kprobe:vfs_r*", "kprobe:vfs_read"), "size_t count", "kprobe"),
     Row("kprobe-offset", "kprobe:vfs_read+0", "/pid == cpid && arg2 == 77/ { @ = count(); }", f"read {N}", N,
         ("kprobe:vfs_r*", "kprobe:vfs_read"), "", "kprobe"),
-    Row("kprobe-multi", "kprobe:__x64_sys_getp*id", MINE, f"getppid {N}", N,
-        ("kprobe:__x64_sys_getp*", f"kprobe:{GETPPID}"), "", "kprobe"),
-    Row("kretprobe-multi", "kretprobe:__x64_sys_getp*id", MINE, f"getppid {N}", N,
-        ("kretprobe:__x64_sys_getp*", f"kretprobe:{GETPPID}"), "", "kprobe"),
+    Row("kprobe-multi", f"kprobe:{FAMILY}p*id", MINE, f"getppid {N}", N,
+        (f"kprobe:{FAMILY}p*", f"kprobe:{GETPPID}"), "", "kprobe"),
+    Row("kretprobe-multi", f"kretprobe:{FAMILY}p*id", MINE, f"getppid {N}", N,
+        (f"kretprobe:{FAMILY}p*", f"kretprobe:{GETPPID}"), "", "kprobe"),
     Row("fentry", "fentry:vfs_read", "/pid == cpid && args.count == 77/ { @ = count(); }", f"read {N}", N,
         ("fentry:vfs_read", "fentry:vmlinux:vfs_read"), "size_t count", "trampoline"),
     Row("fexit", "fexit:vfs_read", "/pid == cpid && retval == 77/ { @ = count(); }", f"read {N}", N,

