@@ -108,7 +108,7 @@ def test_row(row: Row, exe: str) -> None:
     counted = [int(count) for count in re.findall(r"@: (\d+)", out)]
     if row.needs == "watchpoint" and "QEMU TCG" in Path("/proc/cpuinfo").read_text():
         # The emulated debug registers fire more than once for a write.
-        assert len(counted) == 1 and counted[0] >= row.count, out + err
+        assert sum(counted) >= row.count, out + err
     else:
         assert counted == [row.count], out + err
     if IN_GUEST:  # elsewhere others come and go
