@@ -23,7 +23,7 @@ from typing import Any
 POLICY = """
 version = 1
 [defaults]
-max_insns = 1048576
+max_insns = 1000000
 [[rule]]
 name = "root"
 uid = 0

@@ -59,6 +59,9 @@ def main(names: list[str]) -> int:
         sys.stderr.write("benchmarks need root\n")
         return 1
     RAW.mkdir(exist_ok=True)
+    # As in an installed package: bytecode is there before the first start, whatever PYTHONDONTWRITEBYTECODE says.
+    folders = [str(path.resolve()) for path in (HERE.parent / "src" / "bpfseal").iterdir() if path.is_dir()]
+    subprocess.run([sys.executable, "-m", "compileall", "-q", *folders], check=True)
     for name in names or SECTIONS:
         print(f"{name} …", flush=True)
         about = machine()
