@@ -37,7 +37,7 @@ max_map_bytes = "2GiB"
 per_minute = 0
 """
 
-OURS = [sys.executable, "-c", "import sys; from bpfseal.runtime.cli import main; sys.exit(main())"]
+OURS = [sys.executable, "-c", "import sys; from bpfseal.runtime.cli import console; console()"]
 
 
 def reference() -> list[str] | None:

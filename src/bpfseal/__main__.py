@@ -1,6 +1,6 @@
 """`python -m bpfseal` is the command line."""
 
-from bpfseal.runtime.cli import main
+from bpfseal.runtime.cli import console
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    console()

@@ -17,7 +17,7 @@ from bpfseal.runtime import bpf
 
 def command(*arguments: str) -> list[str]:
     """The command line of `bpfseal` with `arguments`; `-q` keeps stderr for what a test looks for."""
-    return [sys.executable, "-c", "import sys; from bpfseal.runtime.cli import main; sys.exit(main())", *arguments]
+    return [sys.executable, "-c", "from bpfseal.runtime.cli import console; console()", *arguments]
 
 
 @dataclass(frozen=True)

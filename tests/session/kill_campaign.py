@@ -73,7 +73,7 @@ def start(mark: str) -> subprocess.Popen[bytes]:
         f'tracepoint:syscalls:sys_enter_* {{ @{mark}[probe] = count(); }} interval:ms:1 {{ @{mark}["i"] = count(); '
         f'printf("%d\\n", pid); }} BEGIN {{ @{mark}["b"] = count(); }}'
     )
-    command = "import sys; from bpfseal.runtime.cli import main; sys.exit(main())"
+    command = "from bpfseal.runtime.cli import console; console()"
     return subprocess.Popen(
         [sys.executable, "-c", command, "-q", "-c", "/bin/sleep 60", "-e", program],
         stdin=subprocess.DEVNULL,

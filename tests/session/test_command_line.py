@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,12 @@ def test_words_of_durations() -> None:
     assert test_lines([slow, failed], 2, last=False, colour=False).splitlines()[1:3] == ["a", "b"]
     assert json_line("bench", failed) == ""
     assert bench_lines([slow, failed]).split() == ["x", "failed"]
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["-l", "tracepoint:syscalls:*open*"], ["doctor"]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    """Also where nothing but text is written."""
+    command = [sys.executable, "-m", "bpfseal", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "ERROR: No space left on device\n")
