@@ -20,7 +20,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RAW = HERE / "raw"
-SECTIONS = ("start", "compile", "events", "session", "readout", "attach", "per_event", "sealed_load")
+SECTIONS = (
+    "start", "compile", "events", "session", "readout", "attach", "per_event", "seal", "sealed_load", "exec", "imports"
+)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
