@@ -1,7 +1,7 @@
 """The sink of a trace that a program reads: records are kept as the kernel wrote them, and decoded when asked for.
 
 A stream that is too busy for Python is taken over by machine code, which copies thousands of records at once (see
-`runtime.notebook.bulk`); order is kept.
+`runtime.records.bulk`); order is kept.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bpfseal.compiler.layout import EventLayout, Reader, Shape
 from bpfseal.runtime.event import Event
-from bpfseal.runtime.notebook.columns import of_call
-from bpfseal.runtime.notebook.lookup import Lookup, needs_session
-from bpfseal.runtime.notebook.stream import Piece
+from bpfseal.runtime.records.columns import of_call
+from bpfseal.runtime.records.lookup import Lookup, needs_session
+from bpfseal.runtime.records.stream import Piece
 from bpfseal.runtime.render.printf import compile_format
 from bpfseal.runtime.sink import Handler, OutputSink
 from bpfseal.runtime.values import decoder
@@ -22,7 +22,7 @@ from bpfseal.runtime.values import decoder
 if TYPE_CHECKING:
     from bpfseal.runtime.deferred import Account
     from bpfseal.runtime.maps import MapContents
-    from bpfseal.runtime.notebook.bulk import BulkConsumer
+    from bpfseal.runtime.records.bulk import BulkConsumer
     from bpfseal.runtime.render.trouble import Trouble
     from bpfseal.runtime.ring import RingReader
     from bpfseal.runtime.session import Session
@@ -80,7 +80,7 @@ class Collector(OutputSink):
     _on_print = _on_printf
 
     def native(self) -> Callable[[RingReader, Any], BulkConsumer]:
-        from bpfseal.runtime.notebook.bulk import BulkConsumer
+        from bpfseal.runtime.records.bulk import BulkConsumer
 
         def take(data: bytes, places: bytes) -> None:
             self.entries.append(Piece(data, places))

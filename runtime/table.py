@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bpfseal.errors import BpfsealError
-from bpfseal.runtime.notebook.stream import Piece, View
+from bpfseal.runtime.records.stream import Piece, View
 
 if TYPE_CHECKING:
     from bpfseal.compiler.layout import Shape
@@ -69,7 +69,7 @@ class Batch(_Frames):
 
     def _blocks(self) -> tuple[dict[int, Any], Any]:
         """({number of a site: its records as rows of bytes}, the site of each row of all)."""
-        from bpfseal.runtime.notebook.frames import blocks
+        from bpfseal.runtime.records.frames import blocks
 
         _module("numpy")
         few: list[Any] = []
@@ -100,7 +100,7 @@ class Batch(_Frames):
     def pandas(self) -> Any:
         """A pandas frame of the events in the order of arrival, text as categories; with a column "site" where the
         program has several printfs. Raises BpfsealError without pandas."""
-        from bpfseal.runtime.notebook import frames
+        from bpfseal.runtime.records import frames
 
         pd = frames.pandas()
         found, order = self._blocks()
@@ -149,7 +149,7 @@ class Table(_Frames):
 
     def pandas(self) -> Any:
         """A pandas frame in the order in which the map prints: smallest first. Raises BpfsealError without pandas."""
-        from bpfseal.runtime.notebook import frames
+        from bpfseal.runtime.records import frames
 
         return frames.of_map(self._contents, self._collector.source, self._collector.lookup)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bpfseal.compiler.layout import Reader
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.notebook.recording import Recording, map_text
-from bpfseal.runtime.notebook.stream import Note, View
+from bpfseal.runtime.records.stream import Note, View
 
 if TYPE_CHECKING:
     from bpfseal.runtime.api import Event
@@ -41,7 +41,7 @@ class Data:
 
     @property
     def events(self) -> Any:
-        """All printf and print events as one pandas frame; see `runtime.notebook.frames` for the dtypes."""
+        """All printf and print events as one pandas frame; see `runtime.records.frames` for the dtypes."""
         return self.snapshot().frame()
 
     @property
@@ -137,7 +137,7 @@ class Snapshot(Data):
 
     def frame(self) -> Any:
         """See `Data.events`."""
-        from bpfseal.runtime.notebook import frames
+        from bpfseal.runtime.records import frames
 
         if self._frame is not None:
             return self._frame
@@ -164,7 +164,7 @@ class Snapshot(Data):
 
     def map_frame(self, name: str) -> Any:
         """See `Data.__getitem__`; "@" in front may be left out."""
-        from bpfseal.runtime.notebook import frames
+        from bpfseal.runtime.records import frames
 
         wanted = name if name in self.contents else f"@{name}"
         if wanted not in self.contents:

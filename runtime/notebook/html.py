@@ -16,7 +16,7 @@ from bpfseal.runtime.values import StackValue
 
 if TYPE_CHECKING:
     from bpfseal.runtime.maps import MapContents
-    from bpfseal.runtime.notebook.lookup import Lookup
+    from bpfseal.runtime.records.lookup import Lookup
 
 LINES = 100
 ROWS = 25

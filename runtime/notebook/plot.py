@@ -17,7 +17,7 @@ def plot(shot: Snapshot, name: str | None = None, **options: Any) -> Any:
         import matplotlib  # noqa: F401
     except ImportError:
         raise BpfsealError("plot() needs matplotlib", hint="pip install matplotlib") from None
-    from bpfseal.runtime.notebook import frames
+    from bpfseal.runtime.records import frames
 
     pd = frames.pandas()
     if name is None:

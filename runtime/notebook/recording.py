@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bpfseal.compiler.layout import EventLayout, Reader, Shape
-from bpfseal.runtime.notebook.lookup import Lookup, needs_session
-from bpfseal.runtime.notebook.stream import Entry, Note, Piece, Stream
+from bpfseal.runtime.records.lookup import Lookup, needs_session
+from bpfseal.runtime.records.stream import Entry, Note, Piece, Stream
 from bpfseal.runtime.render.printf import compile_format
 from bpfseal.runtime.sink import Handler, OutputSink
 from bpfseal.runtime.values import decoder
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bpfseal.runtime.api import Event
     from bpfseal.runtime.deferred import Account
     from bpfseal.runtime.maps import MapContents
-    from bpfseal.runtime.notebook.bulk import BulkConsumer
+    from bpfseal.runtime.records.bulk import BulkConsumer
     from bpfseal.runtime.render.trouble import Trouble
     from bpfseal.runtime.ring import RingReader
     from bpfseal.runtime.session import Session
@@ -66,7 +66,7 @@ class Recording(OutputSink):
 
     def native(self) -> Callable[[RingReader, Any], BulkConsumer]:
         """What takes over when the stream is busy."""
-        from bpfseal.runtime.notebook.bulk import BulkConsumer
+        from bpfseal.runtime.records.bulk import BulkConsumer
 
         def take(data: bytes, places: bytes) -> None:
             self.entries.extend(Piece(data, places))

@@ -14,9 +14,9 @@ from bpfseal.errors import BpfsealError, UsageError
 from bpfseal.runtime.notebook import arguments, charts, columns, frames
 from bpfseal.runtime.notebook.flame import flame_graph, tree
 from bpfseal.runtime.notebook.interpolate import interpolate, literal
-from bpfseal.runtime.notebook.lookup import Lookup
 from bpfseal.runtime.notebook.magics import parser
-from bpfseal.runtime.notebook.stream import View
+from bpfseal.runtime.records.lookup import Lookup
+from bpfseal.runtime.records.stream import View
 from bpfseal.runtime.render.histogram import Bucket
 
 U32, I64 = Shape(kind="int", size=4), Shape(kind="int", size=8, signed=True)

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpfseal.compiler.layout import EventLayout
-from bpfseal.runtime.notebook import frames
-from bpfseal.runtime.notebook.bulk import BulkConsumer
-from bpfseal.runtime.notebook.stream import Note, Piece, Stream, View
+from bpfseal.runtime.records import frames
+from bpfseal.runtime.records.bulk import BulkConsumer
+from bpfseal.runtime.records.stream import Note, Piece, Stream, View
 from bpfseal.runtime.ring import RingReader
 
 EVENTS = tuple(EventLayout(action=action, size=0) for action in ("printf", "print", "exit"))
@@ -203,7 +203,7 @@ def test_bulk_takes_what_python_takes(kinds: list[tuple[int, int, int]], start: 
 
 
 def test_a_room_that_is_full_is_no_end(ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bpfseal.runtime.notebook import bulk
+    from bpfseal.runtime.records import bulk
 
     monkeypatch.setattr(bulk, "_ROOM", 64)
     monkeypatch.setattr(bulk, "_MOST", 3)

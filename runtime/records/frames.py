@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from bpfseal.compiler.layout import EventLayout, Reader, Shape
 from bpfseal.errors import BpfsealError
-from bpfseal.runtime.notebook import columns
-from bpfseal.runtime.notebook.lookup import Lookup
-from bpfseal.runtime.notebook.stream import Piece, View
+from bpfseal.runtime.records import columns
+from bpfseal.runtime.records.lookup import Lookup
+from bpfseal.runtime.records.stream import Piece, View
 from bpfseal.runtime.values import StackValue, decoder
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 thousands of events.
 
 Handling a record costs Python some microseconds, and a busy probe fires every one. The function here knows nothing of
-the program that is traced, so a notebook's process compiles it once.
+the program that is traced, so a process compiles it once.
 """
 
 from __future__ import annotations
