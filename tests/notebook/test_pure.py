@@ -11,10 +11,11 @@ import pytest
 
 from bpfseal.compiler.layout import EventField, EventLayout, Member, Reader, Shape
 from bpfseal.errors import BpfsealError, UsageError
-from bpfseal.runtime.notebook import arguments, charts, columns, frames
+from bpfseal.runtime.notebook import arguments, charts
 from bpfseal.runtime.notebook.flame import flame_graph, tree
 from bpfseal.runtime.notebook.interpolate import interpolate, literal
 from bpfseal.runtime.notebook.magics import parser
+from bpfseal.runtime.records import columns, frames
 from bpfseal.runtime.records.lookup import Lookup
 from bpfseal.runtime.records.stream import View
 from bpfseal.runtime.render.histogram import Bucket
