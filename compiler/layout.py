@@ -59,7 +59,7 @@ class MapLayout(Record, frozen=True):
                 whether one *exists* is said by `present`
     per_cpu     the kernel returns one value per possible CPU, each rounded up to 8 bytes
     key_size    bytes of the kernel's key: u32 index for arrays, else the key as `key` says and, where `bucket` >= 0,
-                a bucket number behind it, filled up with zeros to a multiple of 8
+                a bucket number behind it; filled up with zeros to a multiple of 8, unless it is a scalar or smaller
     value_size  bytes of the kernel's value (of one CPU)
     bucket      offset of a u32 bucket number in the kernel's key, -1 for none. Zero bytes fill up to it. (In arrays the
                 index itself is the bucket number: key_size 4, bucket 0.)

@@ -87,14 +87,22 @@ def plan(definition: MapDef, index: int) -> ScriptMap:
             # The kernel compares keys by words of 8 bytes, and what is left of them byte by byte.
             whole = at + 8 if at % 8 == 0 else at + 4
             return ScriptMap(index, type, whole, size, definition.entries, bucket=at, buckets=buckets)
-        key_size = size_of(key) if key is not None else 4
-        return ScriptMap(index, type, key_size, size, definition.entries)
+        return ScriptMap(index, type, _key_size(key), size, definition.entries)
     size = size_of(value)
     if key is None and auto:
         present = (size + 7) & -8
         return ScriptMap(index, ARRAY, 4, present + 8, 1, present=present)
     type = HASH if auto else _DECLARED[definition.kind]
-    return ScriptMap(index, type, size_of(key) if key is not None else 4, max(size, 1), definition.entries)
+    return ScriptMap(index, type, _key_size(key), max(size, 1), definition.entries)
+
+
+def _key_size(key: types.Type | None) -> int:
+    """Whole words: the kernel hashes keys by words of 4 bytes and compares them by words of 8; the rest it takes byte
+    by byte (kernel/bpf/hashtab.c htab_map_hash, lib/string.c memcmp)."""
+    if key is None:
+        return 4
+    size = size_of(key)
+    return size if is_scalar(key) or size < 8 else (size + 7) & -8
 
 
 def declare(unit: Unit, definition: MapDef) -> None:
@@ -133,8 +141,13 @@ def declare(unit: Unit, definition: MapDef) -> None:
 
 def key_pointer(g: Gen, map: ScriptMap, key: typed.Expr | None, bucket: Value | None = None) -> Value:
     """Memory that holds the kernel's key."""
-    if key is not None and bucket is None and not is_scalar(key.type) and size_of(key.type) == map.key_size:
-        return g.address(key)
+    if key is not None and bucket is None and not is_scalar(key.type):
+        if size_of(key.type) == map.key_size or _filled_up(key, map.key_size):
+            return g.address(key)
+        if isinstance(key, typed.StrLit):
+            from bpfseal.compiler.values import constant_text
+
+            return constant_text(g, key.value, map.key_size)
     target = g.buffer(map.key_size)
     if key is None:
         if bucket is None:
@@ -148,6 +161,11 @@ def key_pointer(g: Gen, map: ScriptMap, key: typed.Expr | None, bucket: Value | 
     if bucket is not None:
         store_bucket(g, map, target, bucket)
     return target
+
+
+def _filled_up(key: typed.Expr, size: int) -> bool:
+    """Whether zeros follow the key where it lies, up to `size` bytes: names of probes are in a table of whole words."""
+    return isinstance(key, typed.Builtin) and key.name == "probe" and (size_of(key.type) + 7) & -8 == size
 
 
 def store_bucket(g: Gen, map: ScriptMap, target: Value, bucket: Value) -> None:

@@ -21,7 +21,7 @@ from bpfseal.compiler import (  # the handlers register themselves
     statements,
     values,
 )
-from bpfseal.compiler.analysis import unset_variables
+from bpfseal.compiler.analysis import nodes, unset_variables
 from bpfseal.compiler.args import syscall_number
 from bpfseal.compiler.callbacks import declare_variables
 from bpfseal.compiler.gen import STRIDE, Gen
@@ -91,7 +91,13 @@ def _write_program(unit: Unit, program: Program, probe: typed.Probe, bodies: Seq
         packet.prepare(g, probe.body)
     for body in bodies[:-1]:
         _statements_before_others(g, body)
-    g.statements(bodies[-1])
+    last = bodies[-1]
+    if program.numbers:
+        predicate = 1 if _only_looks(last) else 0  # most events end there, and it costs less than the other test
+        g.statements(last[:predicate])
+        _leave_compat(g)
+        last = last[predicate:]
+    g.statements(last)
     g.fn.ret(const(program.result))
     unit.add_function(fn, g.declared)
 
@@ -123,8 +129,7 @@ def _guard(g: Gen, program: Program, addresses: Mapping[str, int]) -> None:
 
 
 def _dispatch(g: Gen, program: Program, named: bool) -> Value | None:
-    """Leave unless the system call is one of the points', and no 32-bit one, whose numbers mean others. The index of
-    the point, if it is wanted."""
+    """Leave unless the system call is one of the points'. The index of the point, if it is wanted."""
     fn = g.fn
     number = syscall_number(g, program.entering)
     wanted = fn.fresh("wanted")
@@ -139,7 +144,6 @@ def _dispatch(g: Gen, program: Program, named: bool) -> Value | None:
     fn.start(other)
     fn.ret(const(program.result))
     fn.start(wanted)
-    _leave_compat(g, other)
     return fn.binary("sub", index, const(1)) if index is not None else None
 
 
@@ -183,8 +187,34 @@ def _look_up_number(g: Gen, program: Program, number: Value, wanted: str, other:
     fn.branch(g.truth(fn.binary("and", shifted, const(1, "i32"))), wanted, other)
 
 
-def _leave_compat(g: Gen, other: str) -> None:
-    """As trace_syscall_enter does (kernel/trace/trace_syscalls.c, ARCH_TRACE_IGNORE_COMPAT_SYSCALLS)."""
+_HARMLESS = (
+    typed.Int,
+    typed.StrLit,
+    typed.Builtin,
+    typed.ArgField,
+    typed.FieldOf,
+    typed.Logical,
+    typed.Unary,
+    typed.Cast,
+)
+
+
+def _only_looks(body: tuple[typed.Stmt, ...]) -> bool:
+    """Whether a body begins with a predicate that has no effect, so that nobody sees whether it was tested."""
+    match body[:1]:
+        case (typed.If(condition=condition, then=(typed.Jump(kind="return", value=None),), otherwise=()),):
+            pass
+        case _:
+            return False
+    return all(
+        isinstance(node, _HARMLESS) or (isinstance(node, typed.Binary) and node.op not in ("/", "%"))
+        for node in nodes(condition)
+    )
+
+
+def _leave_compat(g: Gen) -> None:
+    """Leave in 32-bit system calls, whose numbers mean others, as trace_syscall_enter does
+    (kernel/trace/trace_syscalls.c, ARCH_TRACE_IGNORE_COMPAT_SYSCALLS)."""
     from bpfseal.compiler.compat import compat_flag
 
     found = compat_flag(g.unit)
@@ -193,6 +223,9 @@ def _leave_compat(g: Gen, other: str) -> None:
     offset, mask = found
     task = g.helper("get_current_task_btf")
     flags = g.fn.load("i32", g.fn.add(task, offset), 4)
-    inside = g.fn.fresh("native")
+    inside, other = g.fn.fresh("native"), g.fn.fresh("compat")
     g.fn.branch(g.truth(g.fn.binary("and", flags, const(mask, "i32"))), other, inside)
+    g.fn.start(other)
+    assert g.program is not None
+    g.fn.ret(const(g.program.result))
     g.fn.start(inside)

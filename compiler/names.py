@@ -12,6 +12,7 @@ from bpfseal.compiler.layout import SESSION_CPID, SESSION_START_NS
 from bpfseal.dsl import typed
 from bpfseal.dsl.types import size_of
 
+TASK_COMM_LEN = 16  # include/linux/sched.h
 _USER_MODE_CS = 3  # x86: the privilege level in the low bits of the code segment
 
 
@@ -127,7 +128,7 @@ def _scalar(g: Gen, node: typed.Builtin) -> Value:
 def _memory(g: Gen, node: typed.Builtin, target: Value, clean: bool) -> None:
     match node.name:
         case "comm":
-            g.helper("get_current_comm", target, const(size_of(node.type)))
+            _comm(g, target, size_of(node.type))
         case "args":
             args.whole(g, node, target)
         case "probe":
@@ -139,6 +140,29 @@ def _memory(g: Gen, node: typed.Builtin, target: Value, clean: bool) -> None:
             user_symbol(g, _func(g), target)
         case name:
             raise impossible(f"the builtin {name}")
+
+
+def _comm(g: Gen, target: Value, size: int) -> None:
+    name = own_name(g)
+    if name is None or size != TASK_COMM_LEN:
+        g.helper("get_current_comm", target, const(size))
+    else:
+        g.copy(target, name, size)
+
+
+def own_name(g: Gen) -> Value | None:
+    """Where the kernel has the current thread's name, TASK_COMM_LEN bytes, the last of them and all behind a NUL zero
+    (__set_task_comm in fs/exec.c). Only in programs that ask for their task anyhow: reading it there is cheaper than
+    having it copied, but takes the right to read the kernel's memory, which a policy may not give for a name."""
+    from bpfseal.compiler.compat import compat_flag
+
+    if g.deferred or g.program is None or g.program.kind != "syscall" or compat_flag(g.unit) is None:
+        return None
+    task = g.unit.kernel.record("struct task_struct")
+    field = task.field("comm") if task is not None else None
+    if field is None or field.offset % 8 or size_of(field.type) != TASK_COMM_LEN:
+        return None
+    return g.fn.add(g.helper("get_current_task_btf"), field.offset)
 
 
 def _probe_name(g: Gen, size: int) -> Value:

@@ -117,11 +117,22 @@ def _equal_strings(g: Gen, left: typed.Expr, right: typed.Expr, count: int) -> V
         if len(wanted) > have:
             if b"\0" not in wanted[:have]:
                 # the literal is longer than the other can be: equal only as far as the other reaches
-                return _equal_constant(g, g.address(left), wanted[:have]) if count <= have else FALSE
+                return _equal_constant(g, _readable(g, left), wanted[:have]) if count <= have else FALSE
             wanted = wanted[:have]
-        return _equal_constant(g, g.address(left), wanted)
+        return _equal_constant(g, _readable(g, left), wanted)
     size = min(size_of(left.type), size_of(right.type), count)
     return equal_bytes(g, g.address(left), g.address(right), size)
+
+
+def _readable(g: Gen, expr: typed.Expr) -> Value:
+    """As `Gen.address`, of what the program itself reads: that may be in the kernel, too."""
+    if isinstance(expr, typed.Builtin) and expr.name == "comm":
+        from bpfseal.compiler.names import own_name
+
+        found = own_name(g)
+        if found is not None:
+            return found
+    return g.address(expr)
 
 
 def _equal_constant(g: Gen, place: Value, wanted: bytes) -> Value:

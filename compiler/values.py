@@ -35,7 +35,7 @@ def literal(g: Gen, node: typed.StrLit, target: Value, clean: bool) -> None:
     size = size_of(node.type)
     text = node.value[: size - 1].split(b"\0")[0]
     if size > _LITERAL_INLINE and len(text) > _LITERAL_INLINE:
-        g.copy(target, _constant(g, text, size), size)
+        g.copy(target, constant_text(g, text, size), size)
         return
     at = 0
     for at, word, width in words(text + b"\0"):
@@ -56,7 +56,8 @@ def words(data: bytes) -> list[tuple[int, int, int]]:
     return found
 
 
-def _constant(g: Gen, text: bytes, size: int) -> Value:
+def constant_text(g: Gen, text: bytes, size: int) -> Value:
+    """Where the map of constants has `text`, filled up with zeros to `size` bytes."""
     at = g.unit.constant(text + bytes(size - len(text)))
     index = g.unit.constants_index()
     g.declared.use(index, "read")
@@ -64,7 +65,7 @@ def _constant(g: Gen, text: bytes, size: int) -> Value:
 
 
 def _literal_address(g: Gen, node: typed.StrLit) -> Value:
-    return _constant(g, node.value, size_of(node.type))
+    return constant_text(g, node.value, size_of(node.type))
 
 
 # --- variables --------------------------------------------------------------------------------------------------

@@ -48,6 +48,19 @@ def test_declared_is_found(script: str) -> None:
             assert set(operations) <= set(dict(program.declared.maps)[index])
 
 
+def test_keys_are_whole_words() -> None:
+    """Which the kernel hashes and compares faster; numbers and what is smaller stay as they are."""
+    bundle = compiled('BEGIN { @a["nine chars"] = 1; @b[comm, pid] = 1; @c["x"] = 1; @d[1] = 1; @e[comm] = count(); }')
+    assert {m.name: m.key_size for m in bundle.maps if m.name.startswith("at_")} == {
+        "at_a": 16,
+        "at_b": 24,
+        "at_c": 2,
+        "at_d": 1,
+        "at_e": 16,
+    }
+    assert {m.name: m.key_size for m in layout.decode(bundle.reader).maps}["@a"] == 16
+
+
 def test_scalar_maps_are_arrays() -> None:
     reader = layout.decode(compiled("BEGIN { @a = 1; @c = count(); @h = hist(1); @m = max(1); @k[1] = 1; }").reader)
     maps = {m.name: m for m in reader.maps}

@@ -75,6 +75,14 @@ CASES = [
     ("@a[1] = 1; @a[1]++; ++@a[1]; print(@a[1]--); print(@a[1]); @n++; print(@n);", "3\n2\n@n: 1\n@a[1]: 2\n@n: 1\n"),
     ("@a = 0; @b = 1; delete(@b);", "@a: 0\n"),
     (
+        '@["nine chars"] = 1; $s = "ten"; @[$s]++; @["ten"]++; print(@["ten"]); delete(@, "nine chars");',
+        "2\n@[ten]: 2\n",
+    ),
+    (
+        '@c["a", (int8)1] = count(); @s["twelve chars"] = sum(4); for ($kv : @c) { print($kv); }',
+        "((a, 1), 1)\n@c[a, 1]: 1\n@s[twelve chars]: 4\n",
+    ),
+    (
         "@a[1] = 1; @a[2] = 2; delete(@a[1]); print(has_key(@a, 1)); print(has_key(@a, 2)); print(len(@a));",
         "false\ntrue\n1\n@a[2]: 2\n",
     ),
@@ -186,6 +194,32 @@ def test_system_calls() -> None:
     )
     assert "@[/proc/self/comm]: 100\n" in found
     assert int(found.split("@ret: ")[1]) >= 100
+
+
+def test_name_in_system_calls() -> None:
+    """Programs on system calls read the thread's name where the kernel has it, others have it copied: all the same."""
+    other = COMM[:-1] + "?"
+    found = run(
+        f't:syscalls:sys_enter_openat /pid == {PID} && comm == "{COMM}"/ {{ @same = count(); @[comm] = count(); '
+        f'@tuple[comm, 1] = count(); $c = comm; if ($c == comm && $c != "{other}") {{ @kept = count(); }} }} '
+        f't:syscalls:sys_enter_openat /comm == "{other}" || (pid == {PID} && strncmp(comm, "{other}", 15) == 0)/ '
+        "{ @wrong = count(); }",
+        act=lambda: read_files(40),
+    )
+    assert f"@[{COMM}]: 40\n" in found
+    assert "@kept: 40\n" in found
+    assert "@same: 40\n" in found
+    assert f"@tuple[{COMM}, 1]: 40\n" in found
+    assert "@wrong" not in found
+
+
+def test_predicates_with_effects_on_system_calls() -> None:
+    found = run(
+        f"t:syscalls:sys_enter_openat /pid == {PID} && @n++ < 5/ {{ @ = count(); }} "
+        f"t:syscalls:sys_enter_openat /pid == {PID} && 10 / (pid - {PID} + 2) == 5/ {{ @five = count(); }}",
+        act=lambda: read_files(12),
+    )
+    assert found == "@: 5\n@five: 12\n@n: 12\n"
 
 
 def test_many_system_calls() -> None:
