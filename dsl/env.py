@@ -52,11 +52,13 @@ class AttachSpec:
 
 @dataclass(frozen=True)
 class Target:
-    """The process that is traced, as given on the command line."""
+    """The process that is traced, as given on the command line. `checking`: nothing will run, so that what only this
+    machine, or this user, lacks is a warning."""
 
     pid: int = 0
     command: str = ""
     unsafe: bool = False
+    checking: bool = False
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,9 @@ def check(request: Request) -> TypedScript:
         from bpfseal.runtime.probes.functions import list_functions_by
 
         list_functions_by(request.traceable_functions)
-    target = Target(pid=request.pid, command=request.command or "", unsafe=request.unsafe)
+    target = Target(
+        pid=request.pid, command=request.command or "", unsafe=request.unsafe, checking=request.mode == "check"
+    )
     positional, named = split_arguments(request.params, request.script_params)
     script, environment = front(
         request.text,

@@ -18,9 +18,11 @@ T = TypeVar("T")
 HERE = Path(__file__).parent
 
 
-def checked(program: str, *, unsafe: bool = False, **config: str | int | bool) -> typed.TypedScript:
-    """The typed script of a program in the made-up kernel."""
-    return check(expand(parse(program)), TableEnvironment(Target(unsafe=unsafe)), config)
+def checked(
+    program: str, *, unsafe: bool = False, checking: bool = False, **config: str | int | bool
+) -> typed.TypedScript:
+    """The typed script of a program in the made-up kernel; `checking`: as `bpfseal check` has it."""
+    return check(expand(parse(program)), TableEnvironment(Target(unsafe=unsafe, checking=checking)), config)
 
 
 def errors(program: str, *, unsafe: bool = False, **config: str | int | bool) -> list[Diagnostic]:

@@ -58,3 +58,11 @@ def test_old_names() -> None:
 def test_wrong_overrides_are_errors() -> None:
     (error,) = errors("begin { }", max_strlen="many")
     assert error.message == "max_strlen expects a number, not 'many'"
+
+
+def test_kernel_symbols_that_only_this_machine_lacks() -> None:
+    """Addresses are hidden from those who may not see them: no reason to call a program wrong that is not run."""
+    program = 'begin { $a = kaddr("nothing_of_the_kind"); print(*$a); }'
+    assert [d.message for d in errors(program)] == ["Failed to resolve kernel symbol: nothing_of_the_kind"]
+    script = checked(program, checking=True)
+    assert [d.message for d in script.warnings] == ["Failed to resolve kernel symbol: nothing_of_the_kind"]
