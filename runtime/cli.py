@@ -122,6 +122,10 @@ def _dispatch(arguments: list[str]) -> int:
         from bpfseal.runtime.list_command import main as list_probes
 
         return list_probes(options)
+    if options.list_source:
+        from bpfseal.runtime.source_command import main as list_source
+
+        return list_source(options)
     if options.program is None and options.file is None:
         raise UsageError("nothing to trace: give -e 'PROGRAM' or a FILE", hint="bpfseal --help shows examples")
     from bpfseal.runtime.trace_command import main as trace

@@ -42,6 +42,7 @@ OUTPUT
     -k                   report failed reads of memory
     --pcap FILE          where capture() writes packets to, for tcpdump -r
     --no-warnings        no warnings            --raw            control bytes to a terminal as they are
+    --list-source        write the program instead of tracing, on a terminal in colours
     -d STAGE             show ast, types, codegen, codegen-opt or dis; --emit-llvm FILE writes the IR
 
 SIGNING

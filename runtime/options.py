@@ -26,6 +26,7 @@ class Options(msgspec.Struct):
     script_params: list[str] = msgspec.field(default_factory=list)
     list_pattern: str | None = None
     listing: bool = False
+    list_source: bool = False
     pid: int = 0
     command: str | None = None
     output: str | None = None
@@ -63,6 +64,7 @@ class Options(msgspec.Struct):
 _SHORT = "e:lvhVp:c:o:f:B:qkI:d:"
 _LONG = [
     "list",
+    "list-source",
     "verbose",
     "help",
     "version",
@@ -132,6 +134,8 @@ def _apply(options: Options, name: str, value: str) -> None:
             options.program = _utf8(value, "the program")
         case "-l" | "--list":
             options.listing = True
+        case "--list-source":
+            options.list_source = True
         case "-v" | "--verbose":
             options.verbose = True
         case "-h" | "--help":
