@@ -102,7 +102,8 @@ class Data:
 
 @dataclass
 class Snapshot(Data):
-    """Data of one moment. `state`: "running", "done", "interrupted" or "failed"; `seconds` of tracing."""
+    """Data of one moment. `state`: "running", "done", "interrupted" or "failed", then `trouble` says why; `seconds` of
+    tracing, of those `planned` (0: until it is stopped)."""
 
     name: str
     source: str
@@ -114,6 +115,7 @@ class Snapshot(Data):
     seal: Seal
     warnings: tuple[str, ...] = ()
     planned: float = 0.0
+    trouble: str = ""
     _frame: Any = field(default=None, repr=False)
 
     def snapshot(self) -> Snapshot:
@@ -185,6 +187,8 @@ class Snapshot(Data):
             maps = [map_text(contents, lookup) for _, contents in sorted(self.contents.items())]
             if any(maps):
                 texts += ["\n" if texts else "", *maps]
+        if self.trouble:
+            texts.append(f"ERROR: {self.trouble}\n")
         text = "".join(texts).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         return text or repr(self)
 

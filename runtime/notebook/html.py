@@ -42,6 +42,8 @@ _STYLE = """<style>
 def page(shot: Snapshot) -> str:
     """The whole of a snapshot."""
     parts = [_STYLE, '<div class="bpfseal">', head(shot)]
+    if shot.trouble:
+        parts.append(f'<pre class="bad">{text(shot.trouble)}</pre>')
     for warning in shot.warnings:
         parts.append(f'<pre class="so">{text(warning)}</pre>')
     parts.append(_events(shot))
@@ -60,23 +62,35 @@ def text(raw: str) -> str:
 
 def head(shot: Snapshot) -> str:
     """Name, state, progress and signature of a trace."""
-    kind = {"running": "so", "done": "good", "failed": "bad"}.get(shot.state, "dim")
-    seen = len(shot.entries) + shot.dropped
-    parts = [
-        '<div class="head">',
-        f"<b>{text(shot.name)}</b>",
-        f'<span class="pill {kind}">{shot.state}</span>',
-        f'<span class="dim">{shot.seconds:.1f} s · {seen} event{"s" if seen != 1 else ""}</span>',
-    ]
+    parts = ['<div class="head">', _state(shot.name, shot.state, shot.seconds, len(shot.entries) + shot.dropped)]
     if shot.state == "running" and shot.planned:
-        done = min(shot.seconds / shot.planned, 1.0)
-        parts.append(f'<progress max="1" value="{done:.3f}"></progress><span class="dim">of {shot.planned:g} s</span>')
+        parts.append(progress(shot.seconds, shot.planned))
     if shot.recording.lost_events:
         parts.append(f'<span class="pill bad">{shot.recording.lost_events} events lost</span>')
     if shot.dropped:
         parts.append(f'<span class="pill so">the oldest {shot.dropped} events were let go</span>')
     parts += [badge(shot.seal), "</div>"]
     return "".join(parts)
+
+
+def _state(name: str, state: str, seconds: float, events: int) -> str:
+    kind = {"running": "so", "done": "good", "failed": "bad"}.get(state, "dim")
+    return (
+        f'<b>{text(name)}</b><span class="pill {kind}">{state}</span>'
+        f'<span class="dim">{seconds:.1f} s · {events} event{"s" if events != 1 else ""}</span>'
+    )
+
+
+def progress(seconds: float, planned: float) -> str:
+    """How much of its time a trace has had."""
+    done = min(seconds / planned, 1.0)
+    return f'<progress max="1" value="{done:.3f}"></progress><span class="dim">of {planned:g} s</span>'
+
+
+def bar(name: str, seconds: float, planned: float, events: int) -> str:
+    """The line that is shown while a cell waits for its trace."""
+    known = _state(name, "running", seconds, events)
+    return f'{_STYLE}<div class="bpfseal"><div class="head">{known}{progress(seconds, planned)}</div></div>'
 
 
 def badge(seal: Seal) -> str:

@@ -73,6 +73,7 @@ class BpfsealMagics(Magics):  # type: ignore[misc]
         except BpfsealError as error:
             from bpfseal.runtime.notebook import trouble
 
+            error = trouble.explained(error)
             failed = trouble.TraceFailed(error, shown=self._show(error))
         raise failed
 
@@ -128,21 +129,21 @@ class BpfsealMagics(Magics):  # type: ignore[misc]
             self.shell.user_ns[options.name] = run
         try:
             run.start()
+            if options.background:
+                return run
+            from bpfseal.runtime.notebook import live
+
+            if options.live:
+                live.show(run, options.every)
+                return None
+            return live.follow(run)
         except KeyboardInterrupt:
-            run.stop()
-            run.state = "interrupted"
+            # Wherever it comes, nothing goes on behind the cell's back.
+            run.interrupt()
             return run
         except BaseException:
             self.runs.pop(name, None)
             raise
-        if options.background:
-            return run
-        if options.live:
-            from bpfseal.runtime.notebook.live import show
-
-            show(run, options.every)
-            return None
-        return run.wait()
 
     def _cell_name(self, program: str) -> str:
         """What a trace without a name is known by: its cell, where the front end says which, so that running the cell

@@ -1,4 +1,5 @@
-"""A trace in a thread of its own: the notebook's cells stay free, and an interrupt reaches only who waits for it."""
+"""A trace of the Python API in a thread of its own: the notebook's cells stay free, and an interrupt reaches only who
+waits for it."""
 
 from __future__ import annotations
 
@@ -8,23 +9,40 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from bpfseal.errors import BpfsealError
+from bpfseal.runtime.api import Trace
 from bpfseal.runtime.notebook.data import Data, Seal, Snapshot
 from bpfseal.runtime.notebook.recording import LIMIT, Recording
 
 if TYPE_CHECKING:
-    from bpfseal.runtime.api import Event
-    from bpfseal.runtime.build import Built, Request
+    from bpfseal.runtime.api import Event, Session
+    from bpfseal.runtime.build import Request
     from bpfseal.runtime.maps import MapContents
-    from bpfseal.runtime.sealing import Sealer, Signing
-    from bpfseal.runtime.session import Session
-    from bpfseal.signer.bundle import SealedBundle
+    from bpfseal.runtime.sealing import Signing
 
 _FRESH = 0.05
 
 
+class _Trace(Trace):
+    """The API's trace, which also says who sealed it."""
+
+    def seal(self, session: Session) -> Seal:
+        """For the badge. Asks the helper, which is up since it has just sealed."""
+        client = self._sealer.client if self._sealer is not None else None
+        if client is None:
+            return Seal(why="signing is off")
+        sealed = session.sealed
+        return Seal(
+            signed_by=f"{client.mode} helper",
+            verified=sealed.abi > 0 and bool(sealed.signature),
+            why=client.why_unverified() if sealed.abi == 0 else "",
+            certificate=sealed.certificate.hex(),
+            record=sealed.record,
+        )
+
+
 class Run(Data):
     """A running or ended trace. `start` compiles in the caller's thread, so that mistakes in the program are raised
-    there; all else happens in the thread, which is the only one that touches the session, but for reading its maps.
+    there; all else happens in the thread, the only one that handles events. Maps are read from any.
     """
 
     def __init__(
@@ -45,8 +63,9 @@ class Run(Data):
         self.status = 0
         self._signing = signing
         self._recording = Recording(limit=limit, allow_system=request.unsafe)
-        self._built: Built | None = None
+        self._trace: _Trace | None = None
         self._session: Session | None = None
+        self._warnings: tuple[str, ...] = ()
         self._contents: dict[str, MapContents] = {}
         self._seal = Seal()
         self._began = self._ended = 0.0
@@ -62,31 +81,32 @@ class Run(Data):
     def start(self) -> Run:
         """Compile, then seal, load and attach in the thread; returns when tracing has begun. Raises BpfsealError
         (DslError for a wrong program); KeyboardInterrupt ends the trace."""
-        from bpfseal.runtime.build import build
-
         if self._thread is not None:
             raise BpfsealError("this trace was started before", hint="run the cell again")
-        self._built = build(self.request)
+        trace = _Trace(self.request, self._signing)
+        try:
+            self._warnings = trace.build().warnings
+        except BaseException:
+            trace.abandon()
+            raise
+        self._trace = trace
         self.state = "starting"
         self._thread = threading.Thread(target=self._work, name=f"bpfseal {self.name}", daemon=True)
         self._thread.start()
         try:
             self._ready.wait()
         except BaseException:
-            self.stop()
+            self.interrupt()
             raise
         if self.error is not None:
             self._thread.join()
-            if isinstance(self.error, BpfsealError):
-                from bpfseal.runtime.notebook.trouble import explained
-
-                raise explained(self.error) from self.error
             raise self.error
         return self
 
     def _work(self) -> None:
+        assert self._trace is not None
         try:
-            self._trace()
+            self._run(self._trace)
         except BaseException as error:
             self.error = error
             self.state = "failed"
@@ -95,35 +115,27 @@ class Run(Data):
             self._done.set()
             self._ready.set()
 
-    def _trace(self) -> None:
-        from bpfseal.runtime.sealing import Sealer
-        from bpfseal.runtime.session import Session
-
-        built = self._built
-        assert built is not None
-        with Sealer(self._signing) as sealer:
-            sealer.start()
-            sealed = sealer.seal(built.data, quiet=True)
-            self._seal = describe(sealer, sealed)
-            session = Session(built.bundle, sealed, pid=self.request.pid, command=self.request.command)
-            try:
-                with self._lock:
-                    self._session = session
-                session.start(self._recording)
-                self._began = time.monotonic()
-                self.state = "running"
-                if self._stop.is_set():
-                    session.stop()
-                self._ready.set()
-                session.run(self.seconds or None)
-                session.finish()
-                self.status = session.status
-            finally:
-                self._close(session)
+    def _run(self, trace: _Trace) -> None:
+        session = trace.load()
+        self._seal = trace.seal(session)
+        trace.start(self._recording)
+        try:
+            with self._lock:
+                self._session = session
+            self._began = time.monotonic()
+            self.state = "running"
+            if self._stop.is_set():
+                trace.stop()
+            self._ready.set()
+            trace.run(self.seconds or None)
+            session.finish()
+            self.status = session.status
+        finally:
+            self._close(trace, session)
         if self.state == "running":
             self.state = "done"
 
-    def _close(self, session: Session) -> None:
+    def _close(self, trace: Trace, session: Session) -> None:
         """Keep what only the session knows, then give everything back."""
         with self._lock:
             self._ended = time.monotonic()
@@ -137,14 +149,13 @@ class Run(Data):
                     lookup.close()
             finally:
                 self._session = None
-                session.close()
+                trace.close()
 
     def stop(self) -> Run:
         """End the trace and wait until nothing of it is left in the kernel; its data stays. Idempotent."""
         self._stop.set()
-        with self._lock:
-            if self._session is not None:
-                self._session.stop()
+        if self._trace is not None:
+            self._trace.stop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         return self
@@ -163,12 +174,17 @@ class Run(Data):
                 if tick is not None:
                     tick()
         except KeyboardInterrupt:
-            self.stop()
-            if self.error is None:
-                self.state = "interrupted"
+            self.interrupt()
         if self.error is not None:
             raise self.error
         return self
+
+    def interrupt(self) -> None:
+        """As `stop`, for the stop button: `state` says so afterwards, unless the trace was over before."""
+        before = self.state
+        self.stop()
+        if self.error is None and before != "done":
+            self.state = "interrupted"
 
     @property
     def running(self) -> bool:
@@ -192,18 +208,17 @@ class Run(Data):
                 if self._recording.lookup is not None:
                     for one in contents.values():
                         self._recording.lookup.learn(part for item in one.items for part in item)
-            end = self._ended or time.monotonic()
-            warnings = self._built.warnings if self._built is not None else ()
             return Snapshot(
                 name=self.name,
                 source=self.request.text,
                 state=self.state,
-                seconds=end - self._began if self._began else 0.0,
+                seconds=self.traced,
                 entries=self._recording.entries.view(),
                 contents=contents,
                 recording=self._recording,
                 seal=self._seal,
-                warnings=warnings,
+                warnings=self._warnings,
+                trouble=str(self.error) if self.error is not None else "",
                 planned=self.seconds,
             )
 
@@ -227,6 +242,16 @@ class Run(Data):
             self._done.wait(_FRESH)
 
     @property
+    def traced(self) -> float:
+        """Seconds from when everything was attached to now, or to the end."""
+        return (self._ended or time.monotonic()) - self._began if self._began else 0.0
+
+    @property
+    def arrived(self) -> int:
+        """Events so far, those that were let go included."""
+        return len(self._recording.entries) + self._recording.entries.dropped
+
+    @property
     def lost(self) -> int:
         """Events that did not fit into the ring buffer."""
         return self._recording.lost_events
@@ -238,17 +263,3 @@ class Run(Data):
     def __repr__(self) -> str:
         what = f"{len(self._recording.entries)} events"
         return f"<bpfseal trace {self.name!r}: {self.state}, {what}>"
-
-
-def describe(sealer: Sealer, sealed: SealedBundle) -> Seal:
-    """What the badge says. Asks the helper, which is up since it has just sealed."""
-    client = sealer.client
-    if client is None:
-        return Seal(why="signing is off")
-    return Seal(
-        signed_by=f"{client.mode} helper",
-        verified=sealed.abi > 0 and bool(sealed.signature),
-        why=client.why_unverified() if sealed.abi == 0 else "",
-        certificate=sealed.certificate.hex(),
-        record=sealed.record,
-    )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from html import escape
 from typing import Any
 
+from bpfseal.dsl.source import Diagnostic, DslError
 from bpfseal.errors import BpfsealError
+from bpfseal.runtime.notebook import rights
 
+# How the kernel's refusals read: of programs, maps and events, and of files.
+_REFUSED = re.compile(r"\bEPERM\b|\bEACCES\b|not permitted|[Pp]ermission denied|may not read tracefs")
 _STYLES = {"error": "#cf222e", "warning": "#9a6700", "note": "#57606a"}
 
 
@@ -23,20 +29,30 @@ class TraceFailed(BpfsealError):
 
 
 def explained(error: BpfsealError) -> BpfsealError:
-    """An error of loading with what this process lacks, where that is the reason: a notebook's server is often started
-    by somebody without the rights that tracing takes."""
-    from bpfseal.runtime.doctor import _privileges
-
-    if "EPERM" not in error.message or getattr(error, "diagnostics", None):
+    """An error with what this process lacks, where that is the reason: a notebook's server is often started by somebody
+    without the rights that tracing takes, and cannot get them afterwards."""
+    if not _REFUSED.search(error.message):
         return error
-    privileges = _privileges()
-    if privileges.ok:
+    hints = []
+    lacking = rights.lacking()
+    if lacking:
+        hints.append(
+            f"this notebook's kernel (uid {os.geteuid()}) lacks {' and '.join(lacking)}: Jupyter has to be started "
+            "with that, for example by AmbientCapabilities= of its systemd unit"
+        )
+    if "tracefs" in error.message:
+        hints.append(
+            f"uid {os.geteuid()} may not read {rights.TRACEFS}: `mount -o remount,mode=750,gid=GROUP {rights.TRACEFS}` "
+            "opens it for a group"
+        )
+    if not hints:
         return error
-    return BpfsealError(
-        error.message,
-        hint=f"this notebook's kernel may not trace: {privileges.why}; Jupyter itself has to be started with that",
-        status=error.status,
-    )
+    hint = "; ".join(hints)
+    if isinstance(error, DslError):
+        first, *others = error.diagnostics
+        told = Diagnostic(first.severity, first.message, first.span, hint, first.trail)
+        return DslError([told, *others], error.sources)
+    return BpfsealError(error.message, hint=hint, status=error.status)
 
 
 def text(error: BpfsealError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from typing import Any
@@ -189,6 +190,54 @@ def test_live_draws_in_place_and_ends_with_the_data(cell: Any) -> None:
     assert "<progress" in done.displayed[0].data["text/html"]
 
 
+def test_a_bar_shows_how_long_a_trace_will_take(cell: Any) -> None:
+    done = cell('%%bpfseal --for 1200ms\ninterval:ms:100 { printf("tick\\n"); }')
+    assert done.error is None, done.out
+    pages = [shown.data["text/html"] for shown in done.displayed]
+    bars = [float(bar) for page in pages for bar in re.findall(r'<progress max="1" value="([\d.]+)">', page)]
+    assert len(bars) >= 2
+    assert bars == sorted(bars)
+    assert 0 <= bars[0] < bars[-1] <= 1
+    assert "of 1.2 s" in pages[0]
+    # It is gone when the trace is there.
+    assert pages[-1] == ""
+    assert done.value.state == "done"
+    # What is over at once, or nobody knows when, has none.
+    assert not cell("%bpfseal --for 200ms interval:ms:50 { @ = count(); }").displayed
+    assert not cell("%bpfseal BEGIN { exit(); }").displayed
+
+
+def test_an_interrupt_that_comes_early_leaves_nothing(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the moment that everything is attached and the one in which the cell waits."""
+    from bpfseal.runtime.notebook import live
+
+    def interrupted(run: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live, "follow", interrupted)
+    trace = cell("%%bpfseal --for 60s\nBEGIN { @begun = 1; } interval:s:50 { @late = 1; }").value
+    assert (trace.running, trace.state) == (False, "interrupted")
+    assert trace.maps == {"@begun": {None: 1}, "@late": {}}
+    assert not owned()
+
+
+def test_a_trace_that_fails_in_the_background_says_why(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bpfseal.errors import BpfsealError
+    from bpfseal.runtime.session import Session
+
+    def fail(session: Session) -> None:
+        raise BpfsealError("<the disk> is full")
+
+    trace = cell("%%bpfseal --background --name failing\ninterval:ms:50 { @ = count(); }").value
+    monkeypatch.setattr(Session, "finish", fail)
+    trace.stop()
+    assert trace.state == "failed"
+    assert "&lt;the disk&gt; is full" in trace._repr_html_()
+    assert "ERROR: <the disk> is full" in trace._repr_mimebundle_()["text/plain"]
+    monkeypatch.undo()
+    assert not owned()
+
+
 def test_the_badge_says_who_signed(cell: Any) -> None:
     trace = cell("%bpfseal BEGIN { exit(); }").value
     seal = trace.seal
@@ -275,7 +324,7 @@ def test_missing_rights_are_named(tmp_path: Any) -> None:
         check=False,
         env={**os.environ, "IPYTHONDIR": str(tmp_path)},
     )
-    assert "run as root, or with CAP_BPF and CAP_PERFMON" in done.stdout
+    assert "lacks CAP_BPF and CAP_PERFMON" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
