@@ -21,7 +21,7 @@ from bpfseal.runtime.ring import RingReader
 EMPTY, FOREIGN, FULL = 0, 1, 2
 
 _ROOM: Final = 1 << 18
-# Members of the state, in 64-bit words; native_code knows them too.
+# Members of the state, in 64-bit words; native_walk knows them too.
 _POSITION, _USED, _COUNT = 4, 7, 8
 
 
