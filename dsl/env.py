@@ -86,7 +86,8 @@ class Environment(Protocol):
     def expand(self, spec: AttachSpec) -> Sequence[Point]:
         """The points that `spec` names, wildcards expanded, in the kernel's order; empty when there is none.
 
-        Raises BpfsealError when the spec itself is malformed or the source of names cannot be read.
+        Raises BpfsealError when the spec itself is malformed or the source of names cannot be read; with an attribute
+        `absent` that is true when what it names could be there on another machine.
         """
 
     def args(self, point: Point) -> Args:

@@ -52,7 +52,8 @@ def _check(script: ast.Script, env: Environment, first: State) -> typed.TypedScr
     if not script.probes and not first.diagnostics:
         first.error(probes.span_of(script), "the script has no probes", "for example: begin { print(1); }")
     elif not groups and not any(d.severity == "error" for d in first.diagnostics):
-        first.error(probes.span_of(script), "no probe point of the script exists\nNo probes to attach")
+        report = first.warn if env.target.checking else first.error
+        report(probes.span_of(script), "no probe point of the script exists\nNo probes to attach")
     walk = _settle(script, env, config, memory, groups)
     findings = _ordered([*script.warnings, *first.diagnostics, *walk.state.diagnostics])
     if any(d.severity == "error" for d in findings):

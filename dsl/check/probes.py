@@ -93,7 +93,8 @@ def _points(c: State, probe: ast.Probe) -> list[Point]:
             specs = points.specs(written.text, pid=bool(target.pid or target.command), unsafe=target.unsafe)
             here = [p for spec in specs for p in c.env.expand(spec)]
         except BpfsealError as error:
-            c.error(written.span, str(error), error.hint)
+            report = c.warn if target.checking and getattr(error, "absent", False) else c.error
+            report(written.span, str(error), error.hint)
             continue
         for p in here:
             if ("unlisted", 1) in p.params:

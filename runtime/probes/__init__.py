@@ -54,6 +54,12 @@ class ProbeError(BpfsealError):
     """An attach point that cannot be, or whose source of names cannot be read."""
 
 
+class AbsentError(ProbeError):
+    """What an attach point names is not on this machine now, but might be on another."""
+
+    absent = True  # see dsl.env.Environment.expand
+
+
 def _no_arguments(world: World, kind: str, name: str) -> Iterable[str]:
     return ()
 

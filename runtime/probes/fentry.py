@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher, nothing
+from bpfseal.runtime.probes import AbsentError, ProbeError, Provider, is_wild, matcher, nothing
 from bpfseal.runtime.probes.functions import safe, safe_names
 from bpfseal.runtime.probes.rawtracepoint import trusted
 from bpfseal.runtime.probes.world import World
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     if world.types is None:
-        raise ProbeError(f"{spec.kind} needs the kernel's BTF", hint="a kprobe does without")
+        raise AbsentError(f"{spec.kind} needs the kernel's BTF", hint="a kprobe does without")
     if spec.parts[0] == "bpf" and len(spec.parts) > 1:
         return _programs(spec)
     module, function = spec.parts if len(spec.parts) == 2 else ("", spec.parts[0])
@@ -30,7 +30,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
         return []
     if module:
         if module != "vmlinux" and module not in world.types.modules():
-            raise ProbeError(f"specified module {module} in probe {spec.kind}:{module}:{function} is not loaded")
+            raise AbsentError(f"specified module {module} in probe {spec.kind}:{module}:{function} is not loaded")
         return [_point(spec.kind, module, function)] if _own(world, module, function) else []
     if _own(world, "vmlinux", function):
         return [_point(spec.kind, "vmlinux", function)]

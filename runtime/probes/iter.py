@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from bpfseal.runtime.probes import ProbeError, Provider
+from bpfseal.runtime.probes import AbsentError, Provider
 from bpfseal.runtime.probes.world import World
 from bpfseal.signer import btf as raw
 
@@ -20,7 +20,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     from bpfseal.dsl.env import Point
 
     if world.types is None:
-        raise ProbeError("iter needs the kernel's BTF")
+        raise AbsentError("iter needs the kernel's BTF")
     name = spec.parts[0]
     if not world.types.find("s", _CONTEXT + name) or not world.types.find("f", _PREFIX + name):
         return []

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher, registers
+from bpfseal.runtime.probes import AbsentError, Provider, is_wild, matcher, registers
 from bpfseal.runtime.probes.functions import listed_by_file, safe
 from bpfseal.runtime.probes.world import World
 
@@ -30,7 +30,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     name, plus, digits = function.partition("+")
     offset = int(digits) if plus else 0
     if module and not is_wild(module) and module != "vmlinux" and module not in world.functions.modules():
-        raise ProbeError(f"specified module {module} in probe {spec.kind}:{module}:{name} is not loaded.")
+        raise AbsentError(f"specified module {module} in probe {spec.kind}:{module}:{name} is not loaded.")
     if not is_wild(module) and not is_wild(name):
         found = safe(name) and _exists(world, name, module)
         if found:

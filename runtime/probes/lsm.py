@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from bpfseal.runtime.probes import ProbeError, Provider, select
+from bpfseal.runtime.probes import AbsentError, Provider, select
 from bpfseal.runtime.probes.fentry import typed_arguments
 from bpfseal.runtime.probes.world import World
 
@@ -29,10 +29,10 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     from bpfseal.dsl.env import Point
 
     if world.types is None:
-        raise ProbeError("lsm needs the kernel's BTF")
+        raise AbsentError("lsm needs the kernel's BTF")
     found = [Point("lsm", f"lsm:{hook}", "vmlinux", hook) for hook in select(spec.parts[0], _hooks(world))]
     if found and not active():
-        raise ProbeError(
+        raise AbsentError(
             "the kernel runs without the BPF security module, lsm probes would never fire",
             hint="add bpf to the lsm= boot parameter",
         )

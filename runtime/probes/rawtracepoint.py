@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher
+from bpfseal.runtime.probes import AbsentError, Provider, is_wild, matcher
 from bpfseal.runtime.probes.world import World
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ _PREFIX: Final = "btf_trace_"
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     if world.types is None:
-        raise ProbeError("rawtracepoint needs the kernel's BTF", hint="a tracepoint does without")
+        raise AbsentError("rawtracepoint needs the kernel's BTF", hint="a tracepoint does without")
     module, event = spec.parts if len(spec.parts) == 2 else ("*", spec.parts[0])
     if not is_wild(event):
         modules = ["vmlinux", *world.types.modules()] if is_wild(module) else [module]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.elf import Elf, ElfError, Symbol
-from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher, registers
+from bpfseal.runtime.probes import AbsentError, ProbeError, Provider, is_wild, matcher, registers
 from bpfseal.runtime.probes.binaries import mapped_files, open_elf, resolve
 from bpfseal.runtime.probes.world import World
 
@@ -20,7 +20,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     paths = resolve(path, world.target.pid, unsafe=world.target.unsafe)
     if not paths:
         what = path or f"of process {world.target.pid}"
-        raise ProbeError(f"{spec.kind} target file '{what}' does not exist or is not executable")
+        raise AbsentError(f"{spec.kind} target file '{what}' does not exist or is not executable")
     if not is_wild(path):
         paths = paths[:1]
         world.binaries[paths[0]] = None

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from bpfseal.runtime.elf import Elf, ElfError, Note
-from bpfseal.runtime.probes import ProbeError, Provider, is_wild, matcher
+from bpfseal.runtime.probes import AbsentError, ProbeError, Provider, is_wild, matcher
 from bpfseal.runtime.probes.binaries import mapped_files, open_elf, resolve
 from bpfseal.runtime.probes.world import World
 
@@ -71,7 +71,7 @@ def _files(world: World, path: str) -> list[str]:
         return mapped_files(pid)
     files = resolve(path, pid)
     if not files:
-        raise ProbeError(f"usdt target file '{path}' does not exist or is not executable")
+        raise AbsentError(f"usdt target file '{path}' does not exist or is not executable")
     return files if is_wild(path) else files[:1]
 
 
