@@ -152,6 +152,8 @@
       tracker.widgetAdded.connect((_, panel) => watch(panel));
     };
     return {
+      // Without the mark the page takes the module itself for a plugin, finds no id, and stays blank.
+      __esModule: true,
       default: {
         id: "bpfseal:highlight",
         description: "Colours of the tracing language in %%bpfseal cells and .bt files.",
