@@ -16,7 +16,7 @@ def nodes(tree: object) -> Iterator[object]:
         if isinstance(node, tuple | list):
             stack.extend(reversed(node))
             continue
-        names = getattr(node, "__dataclass_fields__", None)
+        names = getattr(node, "__struct_fields__", None)
         if names is None or isinstance(node, Var | typed.MapDef | typed.Function):
             continue
         yield node

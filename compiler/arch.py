@@ -7,14 +7,14 @@ arch/x86/include/asm/syscall.h. arm64: struct user_pt_regs and arch/arm64/includ
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
 from functools import cache
+
+from msgspec import Struct
 
 from bpfseal.errors import BpfsealError
 
 
-@dataclass(frozen=True)
-class Registers:
+class Registers(Struct, frozen=True):
     """Offsets in bytes. `stack_argument`: distance from the stack pointer of the first argument that is not in a
     register, at a function's entry; the next ones are 8 bytes apart."""
 

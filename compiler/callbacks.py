@@ -9,7 +9,8 @@ element that they have their memory in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bpfseal.compiler.analysis import nodes, variables
 from bpfseal.compiler.gen import STATEMENTS, Buffer, Element, Gen, Loop, impossible, memory_type, register_type
@@ -23,8 +24,7 @@ _PARAMETERS = (Value(PTR, "%map"), Value(PTR, "%key"), Value(PTR, "%value"), Val
 _OUTER, _RETURNED, _RESULT, _CONTEXT, _FIRST = 0, 8, 16, 24, 32
 
 
-@dataclass
-class Frame:
+class Frame(Struct):
     """Offsets of shared variables; `pointer` is the frame in the function being written."""
 
     pointer: Value

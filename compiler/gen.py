@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from bpfseal.compiler import ir
 from bpfseal.compiler.helpers import HELPERS, MEMORY
@@ -70,8 +71,7 @@ def is_signed(type: Type) -> bool:
     return isinstance(type, types.Int | types.Enum) and type.signed
 
 
-@dataclass
-class Buffer:
+class Buffer(Struct):
     """A place that was reserved: on the stack, or at `offset` of the scratch memory; in deferred blocks of the map
     element."""
 
@@ -79,8 +79,7 @@ class Buffer:
     offset: int = 0
 
 
-@dataclass
-class Element:
+class Element(Struct):
     """Memory in the value of a map element: where it is, how much of it is taken; `faults` where the program may sleep
     until a page is there."""
 
@@ -95,8 +94,7 @@ class Element:
         return at
 
 
-@dataclass
-class Loop:
+class Loop(Struct):
     """Labels of the innermost loop; in a callback `leave` is what `break` does."""
 
     again: str

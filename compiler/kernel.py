@@ -10,9 +10,10 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from bpfseal.compiler import kernel_index
 from bpfseal.compiler.kernel_names import C_WORDS, c_integer, spelled
@@ -25,8 +26,7 @@ _DEPTH: Final = 64  # of typedefs, of anonymous members in each other: the kerne
 _SIGNED, _BOOL = 1, 4  # BTF_INT_SIGNED, BTF_INT_BOOL
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(Struct, frozen=True):
     """`id` is its BTF type, `spelled` its type in C."""
 
     name: str
@@ -34,8 +34,7 @@ class Parameter:
     id: int
 
 
-@dataclass(frozen=True)
-class Prototype:
+class Prototype(Struct, frozen=True):
     """A function (`id` of the FUNC; for a tracepoint the id of its btf_trace_ typedef). `returns` None for void."""
 
     name: str
@@ -47,8 +46,7 @@ class Prototype:
     variadic: bool = False
 
 
-@dataclass
-class _Unit:
+class _Unit(Struct):
     """BTF of vmlinux (module "") or of one module. `names`: (kind letter, name) → id, modules only."""
 
     module: str

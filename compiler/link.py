@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from bpfseal.compiler.edit import Code
 from bpfseal.compiler.unit import Declared
@@ -35,8 +36,7 @@ class LinkError(BpfsealError):
     """The object is not what the code generator wanted."""
 
 
-@dataclass
-class Function:
+class Function(Struct):
     """Instructions of one function and the names that they refer to: (slot, relocation type, symbol)."""
 
     name: str
@@ -44,8 +44,7 @@ class Function:
     references: list[tuple[int, int, str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Linked:
+class Linked(Struct, frozen=True):
     """A finished program. `functions`: (name, first slot) of the main function and its subprograms, in order.
     `callbacks`: some of them are called by the kernel, which then wants to know them by BTF."""
 

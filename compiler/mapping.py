@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bpfseal.compiler.gen import ADDRESSES, MEMORIES, SCALARS, Gen, register_type
 from bpfseal.compiler.ir import I64, PTR, Value, const
@@ -30,8 +31,7 @@ _LARGEST_BUCKET_ARRAY = 4096
 _VALUES = {"count": 8, "sum": 8, "min": 16, "max": 16, "avg": 16, "stats": 16, "hist": 8, "lhist": 8, "tseries": 24}
 
 
-@dataclass(frozen=True)
-class ScriptMap:
+class ScriptMap(Struct, frozen=True):
     """A map of the script as the kernel has it; members as in `layout.MapLayout`. `buckets` 0: no buckets."""
 
     index: int
@@ -281,7 +281,7 @@ def mentions(expr: object, test: Callable[[typed.Expr], bool]) -> bool:
     """Whether an expression in the tree `expr` passes `test`."""
     if isinstance(expr, tuple):
         return any(mentions(part, test) for part in expr)
-    fields = getattr(expr, "__dataclass_fields__", None)
+    fields = getattr(expr, "__struct_fields__", None)
     if fields is None or isinstance(expr, typed.Var | typed.MapDef | typed.Function):
         return False
     if (type(expr) in SCALARS or type(expr) in MEMORIES) and test(expr):  # type: ignore[arg-type]

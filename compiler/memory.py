@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from bpfseal.compiler.gen import (
     ADDRESSES,
     MEMORIES,
@@ -22,7 +24,6 @@ from bpfseal.compiler.gen import (
 )
 from bpfseal.compiler.ir import I64, PTR, Value, const
 from bpfseal.dsl import typed, types
-from bpfseal.dsl.node import replaced
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import Field, Type, size_of, tuple_layout
 
@@ -341,7 +342,7 @@ def _reported_at(g: Gen, node: typed.Expr) -> Iterator[None]:
         base = base.base
     outer = g.span
     if base.span.source == node.span.source >= 0:
-        g.span = replaced(node.span, start=base.span.start)
+        g.span = replace(node.span, start=base.span.start)
     try:
         yield
     finally:

@@ -5,8 +5,10 @@ link, instead of hundreds."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bpfseal.dsl import typed
 from bpfseal.dsl.types import Str, size_of
@@ -73,9 +75,9 @@ def _same(a: Any, b: Any, names: tuple[bytes, bytes], variables: dict[typed.Var,
         return True
     if isinstance(a, typed.MapDef | typed.Function):
         return a is b
-    if is_dataclass(a) and not isinstance(a, type):
+    if isinstance(a, Struct):
         if a.__module__ == typed.__name__:
-            return all(_same(getattr(a, f.name), getattr(b, f.name), names, variables) for f in fields(a))
+            return all(_same(getattr(a, name), getattr(b, name), names, variables) for name in a.__struct_fields__)
         return a == b or _names_only(a, b, names)
     return bool(a == b)
 
@@ -99,11 +101,15 @@ def _renamed(tree: Any, name: bytes) -> Any:
         return tuple(_renamed(part, name) for part in tree)
     if isinstance(tree, typed.StrLit) and tree.value == name:
         return typed.Builtin("probe", Str(size_of(tree.type)), tree.span)
-    if isinstance(tree, typed.Var | typed.MapDef | typed.Function) or not is_dataclass(tree) or isinstance(tree, type):
+    if isinstance(tree, typed.Var | typed.MapDef | typed.Function) or not isinstance(tree, Struct):
         return tree
     if tree.__module__ != typed.__name__:
         return tree
-    changed = {f.name: new for f in fields(tree) if (new := _renamed(old := getattr(tree, f.name), name)) is not old}
+    changed = {
+        field: new
+        for field in tree.__struct_fields__
+        if (new := _renamed(old := getattr(tree, field), name)) is not old
+    }
     return replace(tree, **changed) if changed else tree
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
+
+from msgspec import Struct, field
 
 from bpfseal.dsl.typed import TypedScript
 
@@ -14,8 +15,7 @@ _RING_LEAST, _RING_MOST = 1 << 18, 1 << 23
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Struct, frozen=True, dict=True):
     """cpus           possible processors of the machine, 0: ask it
     pid_namespace     (device, inode) of the namespace whose pids are meant; None: the tracer's own
     helper_errors     0 none, 1 failures that the user did not expect, 2 also failed reads

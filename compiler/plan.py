@@ -7,8 +7,10 @@ Kinds are those of `dsl.env.Point`, what is in their params is told in `runtime.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bpfseal.compiler.analysis import nodes
 from bpfseal.compiler.unit import Unit
@@ -25,8 +27,7 @@ _SOFTWARE: Final = 1  # PERF_TYPE_SOFTWARE; its config 0 is PERF_COUNT_SW_CPU_CL
 _RESULTS: Final = {"xdp": 2, "tc": -1}  # XDP_PASS, TCX_NEXT: let the packet go on
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(Struct, frozen=True):
     """One program of the bundle before its code.
 
     kind     of its points

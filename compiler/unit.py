@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from msgspec import structs
+from msgspec import Struct, field, structs
 
 from bpfseal.compiler.ir import PTR, Function, Value
 from bpfseal.compiler.layout import EventLayout, MapLayout
@@ -30,8 +29,7 @@ _CONTROL_BYTES = 1 << 16
 _CACHE_LINE = 64
 
 
-@dataclass
-class Declared:
+class Declared(Struct):
     """What one function does, noted while it is written; carried through LLVM in a section of the object."""
 
     helpers: set[str] = field(default_factory=set)

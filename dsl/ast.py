@@ -8,15 +8,13 @@ from __future__ import annotations
 from typing import Union
 
 from bpfseal.dsl.node import Node as Node
-from bpfseal.dsl.node import node
 from bpfseal.dsl.source import NOWHERE, Diagnostic, Source
 from bpfseal.dsl.source import Span as Span
 
 # --- types as written -------------------------------------------------------------------------------------------
 
 
-@node
-class TypeName(Node):
+class TypeName(Node, frozen=True):
     """`base` is "uint64", "struct task_struct", "string", "buffer", "inet", "pid_t"…; `suffixes` are applied from
     left to right: "*" for a pointer, a number for [N], None for []."""
 
@@ -28,52 +26,45 @@ class TypeName(Node):
 # --- expressions ------------------------------------------------------------------------------------------------
 
 
-@node
-class Integer(Node):
+class Integer(Node, frozen=True):
     value: int
     span: Span = NOWHERE
     unsigned: bool = False
     text: str = ""
 
 
-@node
-class String(Node):
+class String(Node, frozen=True):
     value: bytes
     span: Span = NOWHERE
 
 
-@node
-class Boolean(Node):
+class Boolean(Node, frozen=True):
     value: bool
     span: Span = NOWHERE
 
 
-@node
-class Identifier(Node):
+class Identifier(Node, frozen=True):
     """A bare word: builtin, enum constant, macro without arguments, or macro parameter."""
 
     name: str
     span: Span = NOWHERE
 
 
-@node
-class Positional(Node):
+class Positional(Node, frozen=True):
     """`$1`; number 0 stands for `$#`."""
 
     number: int
     span: Span = NOWHERE
 
 
-@node
-class Variable(Node):
+class Variable(Node, frozen=True):
     """`$x`, name without the dollar."""
 
     name: str
     span: Span = NOWHERE
 
 
-@node
-class Map(Node):
+class Map(Node, frozen=True):
     """`@x` or `@x[k, …]`; name without the @ ("" for the anonymous map); `key` None for a scalar map. Several keys
     are one TupleExpr."""
 
@@ -82,8 +73,7 @@ class Map(Node):
     span: Span = NOWHERE
 
 
-@node
-class Unary(Node):
+class Unary(Node, frozen=True):
     """op: - ! ~ * & +"""
 
     op: str
@@ -91,8 +81,7 @@ class Unary(Node):
     span: Span = NOWHERE
 
 
-@node
-class IncDec(Node):
+class IncDec(Node, frozen=True):
     """++ and --, before (`prefix`) or after a variable, a map element."""
 
     op: str
@@ -101,8 +90,7 @@ class IncDec(Node):
     span: Span = NOWHERE
 
 
-@node
-class Binary(Node):
+class Binary(Node, frozen=True):
     """op: + - * / % << >> & | ^ == != < > <= >= && ||"""
 
     op: str
@@ -111,16 +99,14 @@ class Binary(Node):
     span: Span = NOWHERE
 
 
-@node
-class Ternary(Node):
+class Ternary(Node, frozen=True):
     condition: Expr
     then: Expr
     otherwise: Expr
     span: Span = NOWHERE
 
 
-@node
-class Member(Node):
+class Member(Node, frozen=True):
     """`base.name`, `base->name`, `tuple.0` (name "0")."""
 
     base: Expr
@@ -129,15 +115,13 @@ class Member(Node):
     arrow: bool = False
 
 
-@node
-class Index(Node):
+class Index(Node, frozen=True):
     base: Expr
     index: Expr
     span: Span = NOWHERE
 
 
-@node
-class Cast(Node):
+class Cast(Node, frozen=True):
     """`(type)expr`; the type may be `typeof(…)`."""
 
     type: TypeName | TypeOf
@@ -145,8 +129,7 @@ class Cast(Node):
     span: Span = NOWHERE
 
 
-@node
-class TypeOf(Node):
+class TypeOf(Node, frozen=True):
     """typeof(expr or type) where a type is expected, or as an argument of a macro."""
 
     operand: Expr | TypeName
@@ -154,29 +137,25 @@ class TypeOf(Node):
     suffixes: tuple[str | int | None, ...] = ()
 
 
-@node
-class SizeOf(Node):
+class SizeOf(Node, frozen=True):
     operand: Expr | TypeName | TypeOf
     span: Span = NOWHERE
 
 
-@node
-class OffsetOf(Node):
+class OffsetOf(Node, frozen=True):
     operand: Expr | TypeName | TypeOf
     path: tuple[str, ...]
     span: Span = NOWHERE
 
 
-@node
-class TypeInfo(Node):
+class TypeInfo(Node, frozen=True):
     """typeinfo(expr or type), usable at compile time only."""
 
     operand: Expr | TypeName | TypeOf
     span: Span = NOWHERE
 
 
-@node
-class TupleExpr(Node):
+class TupleExpr(Node, frozen=True):
     """`(a, b)`; with `names` the language's record `(x=a, y=b)`."""
 
     elements: tuple[Expr, ...]
@@ -184,8 +163,7 @@ class TupleExpr(Node):
     span: Span = NOWHERE
 
 
-@node
-class Call(Node):
+class Call(Node, frozen=True):
     """`name(args)` or `name!(args)`; a macro or a function, told apart by `expand`."""
 
     name: str
@@ -195,8 +173,7 @@ class Call(Node):
     bang: bool = False
 
 
-@node
-class Block(Node):
+class Block(Node, frozen=True):
     """`{ statements; result }`. As a statement or action body `result` is None."""
 
     statements: tuple[Statement, ...]
@@ -204,16 +181,14 @@ class Block(Node):
     span: Span = NOWHERE
 
 
-@node
-class Comptime(Node):
+class Comptime(Node, frozen=True):
     """`comptime expr`: must fold to a constant."""
 
     operand: Expr
     span: Span = NOWHERE
 
 
-@node
-class IfExpr(Node):
+class IfExpr(Node, frozen=True):
     """`if (c) { …; a } else { …; b }` used as a value."""
 
     condition: Expr
@@ -251,14 +226,12 @@ Expr = Union[  # noqa: UP007 - forward references
 # --- statements -------------------------------------------------------------------------------------------------
 
 
-@node
-class ExprStatement(Node):
+class ExprStatement(Node, frozen=True):
     expr: Expr
     span: Span = NOWHERE
 
 
-@node
-class Assign(Node):
+class Assign(Node, frozen=True):
     """`target op value`; op "=" or a compound one ("+=" …). Target: Variable, Map, or (only with "=") Identifier("_"),
     which discards the value."""
 
@@ -268,8 +241,7 @@ class Assign(Node):
     span: Span = NOWHERE
 
 
-@node
-class Let(Node):
+class Let(Node, frozen=True):
     """`let $x`, `let $x : type`, `let $x : type = value`."""
 
     name: str
@@ -278,23 +250,20 @@ class Let(Node):
     span: Span = NOWHERE
 
 
-@node
-class If(Node):
+class If(Node, frozen=True):
     condition: Expr
     then: Block
     otherwise: Block | None
     span: Span = NOWHERE
 
 
-@node
-class While(Node):
+class While(Node, frozen=True):
     condition: Expr
     body: Block
     span: Span = NOWHERE
 
 
-@node
-class ForMap(Node):
+class ForMap(Node, frozen=True):
     """`for ($kv : @map)`."""
 
     variable: Variable
@@ -303,8 +272,7 @@ class ForMap(Node):
     span: Span = NOWHERE
 
 
-@node
-class ForRange(Node):
+class ForRange(Node, frozen=True):
     """`for ($i : low..high)`, high excluded."""
 
     variable: Variable
@@ -314,8 +282,7 @@ class ForRange(Node):
     span: Span = NOWHERE
 
 
-@node
-class Unroll(Node):
+class Unroll(Node, frozen=True):
     """`unroll (count) { … }`."""
 
     count: Expr
@@ -323,8 +290,7 @@ class Unroll(Node):
     span: Span = NOWHERE
 
 
-@node
-class Jump(Node):
+class Jump(Node, frozen=True):
     """break, continue, return."""
 
     kind: str
@@ -332,8 +298,7 @@ class Jump(Node):
     span: Span = NOWHERE
 
 
-@node
-class Defer(Node):
+class Defer(Node, frozen=True):
     """`defer { … }` / `defer(signal) { … }`: runs later in the task's own context."""
 
     mode: str
@@ -358,8 +323,7 @@ Statement = Union[  # noqa: UP007 - forward references
 # --- top level --------------------------------------------------------------------------------------------------
 
 
-@node
-class AttachPoint(Node):
+class AttachPoint(Node, frozen=True):
     """One attach point as written, quotes included: `kprobe:vfs_read+4`, `uprobe:"/opt/my app":main`. Split and
     canonicalised by `dsl.points`."""
 
@@ -367,8 +331,7 @@ class AttachPoint(Node):
     span: Span = NOWHERE
 
 
-@node
-class Probe(Node):
+class Probe(Node, frozen=True):
     """`[name =] point, point /predicate/ { body }`."""
 
     points: tuple[AttachPoint, ...]
@@ -378,8 +341,7 @@ class Probe(Node):
     name: str = ""
 
 
-@node
-class Macro(Node):
+class Macro(Node, frozen=True):
     """`macro name($var, expr, @map) { … }`; a parameter's kind is told by its sigil, kept in the name."""
 
     name: str
@@ -390,8 +352,7 @@ class Macro(Node):
     stdlib: bool = False
 
 
-@node
-class Function(Node):
+class Function(Node, frozen=True):
     """`fn name($a : type, …) : type { … }`; names of parameters without the dollar."""
 
     name: str
@@ -401,8 +362,7 @@ class Function(Node):
     span: Span = NOWHERE
 
 
-@node
-class MapDecl(Node):
+class MapDecl(Node, frozen=True):
     """`let @a = lruhash(100)`; kind "" for a plain `let @a`."""
 
     name: str
@@ -411,29 +371,25 @@ class MapDecl(Node):
     span: Span = NOWHERE
 
 
-@node
-class ConfigEntry(Node):
+class ConfigEntry(Node, frozen=True):
     name: str
     value: str | int | bool
     span: Span = NOWHERE
 
 
-@node
-class Import(Node):
+class Import(Node, frozen=True):
     path: str
     span: Span = NOWHERE
 
 
-@node
-class CText(Node):
+class CText(Node, frozen=True):
     """A preamble line kept as C: a definition of struct/union/enum/typedef, `#include` or `#define`."""
 
     text: str
     span: Span = NOWHERE
 
 
-@node
-class Option(Node):
+class Option(Node, frozen=True):
     """A named parameter that the script reads with getopt(): `default` tells its type."""
 
     name: str
@@ -442,8 +398,7 @@ class Option(Node):
     span: Span = NOWHERE
 
 
-@node
-class Script(Node):
+class Script(Node, frozen=True):
     """A parsed text. `sources[0]` is the script itself, the others are imports and the standard library.
 
     After `dsl.expand` there are no imports and macros, and `options` are known.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from bpfseal.dsl.node import Node, node
+from bpfseal.dsl.node import Node
 from bpfseal.dsl.parse_literals import LiteralError, decode_integer
 from bpfseal.dsl.source import Span
 
@@ -37,8 +37,7 @@ class CError(Exception):
         self.hint = hint
 
 
-@node
-class CToken(Node):
+class CToken(Node, frozen=True):
     """`kind`: word, number, text, char, sign, end."""
 
     kind: str
@@ -46,8 +45,7 @@ class CToken(Node):
     span: Span
 
 
-@node
-class Define(Node):
+class Define(Node, frozen=True):
     """`#define`: `params` None for an object-like macro. `span` is where `text` stands."""
 
     name: str
@@ -56,8 +54,7 @@ class Define(Node):
     span: Span
 
 
-@node
-class Include(Node):
+class Include(Node, frozen=True):
     """`#include <name>` (`system`) or `#include "name"`."""
 
     name: str

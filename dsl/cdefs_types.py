@@ -8,57 +8,49 @@ from __future__ import annotations
 
 from typing import Union
 
-from bpfseal.dsl.node import Node, node
+from bpfseal.dsl.node import Node
 from bpfseal.dsl.source import Span
 from bpfseal.dsl.types import BOOL, Field, Int, Type
 
 
-@node
-class Scalar(Node):
+class Scalar(Node, frozen=True):
     """An arithmetic type; `size` is its alignment too."""
 
     type: Type
     size: int
 
 
-@node
-class Void(Node):
+class Void(Node, frozen=True):
     pass
 
 
-@node
-class Pointer(Node):
+class Pointer(Node, frozen=True):
     to: CType
 
 
-@node
-class ArrayOf(Node):
+class ArrayOf(Node, frozen=True):
     element: CType
     count: int
 
 
-@node
-class RecordRef(Node):
+class RecordRef(Node, frozen=True):
     """ "struct x", "union x", or a made-up name."""
 
     name: str
     span: Span
 
 
-@node
-class EnumRef(Node):
+class EnumRef(Node, frozen=True):
     name: str
     size: int
     signed: bool
 
 
-@node
-class Function(Node):
+class Function(Node, frozen=True):
     """Only ever pointed to."""
 
 
-@node
-class Known(Node):
+class Known(Node, frozen=True):
     """A type that the kernel knows by this name."""
 
     type: Type
@@ -67,8 +59,7 @@ class Known(Node):
 CType = Union[Scalar, Void, Pointer, ArrayOf, RecordRef, EnumRef, Function, Known]  # noqa: UP007 - forward references
 
 
-@node
-class Member(Node):
+class Member(Node, frozen=True):
     """`bits` None unless it is a bit-field (0 for `: 0`); `name` "" for anonymous records and unnamed bit-fields."""
 
     name: str
@@ -79,8 +70,7 @@ class Member(Node):
     span: Span
 
 
-@node
-class Placed(Node):
+class Placed(Node, frozen=True):
     """A member with its place: `offset` in bits from the start of the record."""
 
     member: Member

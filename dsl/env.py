@@ -8,14 +8,14 @@ words the message with `suggest`ed near names.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from bpfseal.dsl.types import Enum, RecordInfo, Type
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(Struct, frozen=True):
     """One attach point that exists, after wildcards.
 
     kind      provider: begin end test bench self interval profile software hardware tracepoint rawtracepoint
@@ -37,8 +37,7 @@ class Point:
     params: tuple[tuple[str, str | int], ...] = ()
 
 
-@dataclass(frozen=True)
-class AttachSpec:
+class AttachSpec(Struct, frozen=True):
     """One attach point as written: `kind` canonical, `parts` the colon-separated rest, wildcards included.
 
     "tracepoint:syscalls:sys_enter_*" has kind "tracepoint", parts ("syscalls", "sys_enter_*"), text as written.
@@ -50,8 +49,7 @@ class AttachSpec:
     alias: str = ""
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """The process that is traced, as given on the command line. `checking`: nothing will run, so that what only this
     machine, or this user, lacks is a warning."""
 
@@ -61,8 +59,7 @@ class Target:
     checking: bool = False
 
 
-@dataclass(frozen=True)
-class Args:
+class Args(Struct, frozen=True):
     """What `args`, `argN` and `retval` mean at a point.
 
     fields    the record behind `args`: offsets into the context, or arguments by number

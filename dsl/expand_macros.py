@@ -96,7 +96,13 @@ class Macros:
         for param, arg in zip(closest.params, args, strict=True):
             if not fits_one(param, arg):
                 wanted = "a map" if param[0] == "@" else "a variable"
-                got = {ast.Variable: "a variable", ast.Map: "a map"}.get(type(arg), "an expression")
+                got = (
+                    "a variable"
+                    if isinstance(arg, ast.Variable)
+                    else "a map"
+                    if isinstance(arg, ast.Map)
+                    else "an expression"
+                )
                 if isinstance(arg, ast.Map) and arg.key is not None:
                     got = "an element of a map"
                 return Fault(f"macro '{name}' expects {wanted} for {param}, not {got}", span, trail=trail)

@@ -20,7 +20,7 @@ def rebuild(node: Any, visit: Callable[[Any], Any], span: Span | None = None) ->
     """
     changed = span is not None
     values = []
-    for name in node.__match_args__:
+    for name in node.__struct_fields__:
         value = getattr(node, name)
         kind = type(value)
         if kind is Span:
@@ -54,7 +54,7 @@ def measure(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     if found is not None:
         return found
     height, size = 0, 1
-    for name in node.__match_args__:
+    for name in node.__struct_fields__:
         value = getattr(node, name)
         for item in value if type(value) is tuple else (value,):
             if isinstance(item, Node) and type(item) is not Span:

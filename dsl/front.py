@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from bpfseal.dsl import ast
 from bpfseal.dsl.env import Environment
 from bpfseal.dsl.expand import expand
-from bpfseal.dsl.node import replaced
 from bpfseal.dsl.parse import parse
 from bpfseal.dsl.source import Span
 
@@ -52,7 +53,7 @@ def front(
             script_folder=folder,
             includes=includes,
         )
-        script = replaced(script, sources=tuple(definitions.sources))
+        script = replace(script, sources=tuple(definitions.sources))
         environment = definitions.over(environment)
         defines = definitions.defines()
     return expand(script, params=params, named=named, defines=defines), environment

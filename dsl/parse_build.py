@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from bpfseal.dsl import ast
-from bpfseal.dsl.node import Node, node
+from bpfseal.dsl.node import Node
 from bpfseal.dsl.parse_lex import NUMBERED, Token
 from bpfseal.dsl.parse_literals import LiteralError, decode_integer, decode_string
 from bpfseal.dsl.source import Diagnostic, DslError, Source, Span
 
 
-@node
-class _If(Node):
+class _If(Node, frozen=True):
     """An `if` before it is known whether its value is used."""
 
     condition: ast.Expr
@@ -25,15 +24,13 @@ class _If(Node):
     span: Span
 
 
-@node
-class _Ended(Node):
+class _Ended(Node, frozen=True):
     """A statement with its semicolon."""
 
     statement: Any
 
 
-@node
-class _Config(Node):
+class _Config(Node, frozen=True):
     entries: tuple[ast.ConfigEntry, ...]
     span: Span
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from bpfseal.dsl.node import Node, node
+from bpfseal.dsl.node import Node
 from bpfseal.errors import BpfsealError
 
 
-@node
-class Span(Node):
+class Span(Node, frozen=True):
     """Half-open range of character offsets into `Source.text` of the source numbered `source`.
 
     `via` is the call site of the macro whose expansion the text belongs to, with its own `via` for macros in macros.
@@ -59,8 +58,7 @@ class Source:
         return self.text[start : end if end >= 0 else len(self.text)]
 
 
-@node
-class Diagnostic(Node):
+class Diagnostic(Node, frozen=True):
     """One finding. `severity` is "error", "warning" or "note"; `hint` says what would be right."""
 
     severity: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from bpfseal.dsl.types import Type
 
@@ -18,8 +18,7 @@ USER_CODE = frozenset({"uprobe", "uretprobe", "usdt"})
 TRACING = frozenset({"fentry", "fexit", "iter", "lsm", "rawtracepoint"})
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltinSpec:
+class BuiltinSpec(Struct, frozen=True):
     """A value named by a bare word, with or without `()`.
 
     type    its type; None when `rule` decides
@@ -37,8 +36,7 @@ class BuiltinSpec:
     probes: frozenset[str] = ANYWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionSpec:
+class FunctionSpec(Struct, frozen=True):
     """A function.
 
     signatures  as the reference shows them
@@ -62,8 +60,7 @@ class FunctionSpec:
     probes: frozenset[str] = ANYWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigSpec:
+class ConfigSpec(Struct, frozen=True):
     """A variable of the config block. `kind`: "int", "bool", "string", "choice" (then `choices` are the values,
     compared in lower case unless `exact`)."""
 

@@ -7,8 +7,9 @@ pointer arithmetic excepted, see there). Every string literal has a size. What i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Union
+
+from msgspec import Struct, field
 
 from bpfseal.dsl.env import Args, Point
 from bpfseal.dsl.source import NOWHERE, Diagnostic, Source, Span
@@ -17,8 +18,7 @@ from bpfseal.dsl.types import Field, RecordInfo, Tuple, Type
 # --- things that are declared -----------------------------------------------------------------------------------
 
 
-@dataclass(eq=False, slots=True)
-class Var:
+class Var(Struct, eq=False):
     """A scratch variable; identity is the object.
 
     Every way to a VarRef passes an AssignVar (`let $x;` has become one of zero, for memory types of the Call
@@ -29,8 +29,7 @@ class Var:
     type: Type
 
 
-@dataclass(eq=False, slots=True)
-class MapDef:
+class MapDef(Struct, eq=False):
     """A map of the script.
 
     key       None for a scalar map (one element); several keys are a Tuple
@@ -52,8 +51,7 @@ class MapDef:
 # --- expressions ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Int:
+class Int(Struct, frozen=True):
     """A constant of type Int, Bool, Enum or Ptr."""
 
     value: int
@@ -61,8 +59,7 @@ class Int:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class StrLit:
+class StrLit(Struct, frozen=True):
     """A literal; `type` is Str(len + 1) at least."""
 
     value: bytes
@@ -70,8 +67,7 @@ class StrLit:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Builtin:
+class Builtin(Struct, frozen=True):
     """A value the table gives by name, see `table.BUILTINS`: cgroup comm cpid cpu curtask elapsed gid jiffies ncpus
     numaid pid pid_init tid tid_init rand uid usermode func retval args ctx arg0…arg11.
 
@@ -82,8 +78,7 @@ class Builtin:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class ArgField:
+class ArgField(Struct, frozen=True):
     """`args.NAME`; how it is reached is in `Probe.args.context`. Type: the field's (memory ones by address)."""
 
     field: Field
@@ -91,15 +86,13 @@ class ArgField:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class VarRef:
+class VarRef(Struct, frozen=True):
     var: Var
     type: Type
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class MapRead:
+class MapRead(Struct, frozen=True):
     """Value of an element, zero when absent. Reading an Aggregate gives its integer (type Int) summed over CPUs."""
 
     map: MapDef
@@ -108,8 +101,7 @@ class MapRead:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class FieldOf:
+class FieldOf(Struct, frozen=True):
     """Member of a record. `base` has type Record (memory of ours or a place in foreign memory) or Ptr to one;
     through a Ptr the compiler reads by the pointer's space. Chains are left nested, so that the compiler can add
     offsets up and read once."""
@@ -120,8 +112,7 @@ class FieldOf:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class ElementOf:
+class ElementOf(Struct, frozen=True):
     """Element `index` (constant) of a tuple."""
 
     base: Expr
@@ -130,8 +121,7 @@ class ElementOf:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class IndexOf:
+class IndexOf(Struct, frozen=True):
     """`base[index]`: base an Array (bounds checked: out of range gives zero), a Str/Buf, or a Ptr (read by space)."""
 
     base: Expr
@@ -140,8 +130,7 @@ class IndexOf:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Deref:
+class Deref(Struct, frozen=True):
     """`*pointer`."""
 
     pointer: Expr
@@ -149,8 +138,7 @@ class Deref:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class AddressOf:
+class AddressOf(Struct, frozen=True):
     """`&$x`, `&@m[k]` (null when absent), `&p->field` (an address computation)."""
 
     target: Expr
@@ -158,8 +146,7 @@ class AddressOf:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Unary:
+class Unary(Struct, frozen=True):
     """op: - ~ (result of the operand's type), ! (Bool)."""
 
     op: str
@@ -168,8 +155,7 @@ class Unary:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Binary:
+class Binary(Struct, frozen=True):
     """+ - * & | ^ << >> / % on two values of `type`, which is I64, U64 or (& | ^) Bool; >> is logical whatever the
     sign; / and % are unsigned whatever the sign, a zero divisor gives 1 and is worth a runtime error.
     == != < > <= >= on two values of one type with result Bool: integers by that type's sign, Bool and Sym by value,
@@ -185,8 +171,7 @@ class Binary:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Logical:
+class Logical(Struct, frozen=True):
     """&& || with short circuit; operands are Bool, result Bool."""
 
     op: str
@@ -196,8 +181,7 @@ class Logical:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Ternary:
+class Ternary(Struct, frozen=True):
     """`condition` is Bool; both arms have `type` (strings: the larger size)."""
 
     condition: Expr
@@ -207,8 +191,7 @@ class Ternary:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Cast:
+class Cast(Struct, frozen=True):
     """Conversion to `type`:
 
     Int Bool Enum Ptr among each other   the source's sign extends; to Bool: non-zero
@@ -224,15 +207,13 @@ class Cast:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class TupleExpr:
+class TupleExpr(Struct, frozen=True):
     elements: tuple[Expr, ...]
     type: Tuple
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class IncDec:
+class IncDec(Struct, frozen=True):
     """++/-- of a Var or a map element; `delta` +1/-1 (pointers: scaled); value before (postfix) or after."""
 
     target: VarRef | MapRead
@@ -242,8 +223,7 @@ class IncDec:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """A function of `table.FUNCTIONS` by its name; each row's `typed` says exactly what arrives. `options` are
     compile-time values taken out of the arguments (a format string's bytes, clock names, modes, depths), by the names
     the table gives them. `map` is the map operand of print, clear, zero, delete, len, has_key, find, and `key` its
@@ -258,8 +238,7 @@ class Call:
     key: Expr | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CallUser:
+class CallUser(Struct, frozen=True):
     """Call of a user-defined function: a BPF subprogram."""
 
     function: Function
@@ -268,8 +247,7 @@ class CallUser:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class BlockExpr:
+class BlockExpr(Struct, frozen=True):
     body: tuple[Stmt, ...]
     result: Expr
     type: Type
@@ -303,23 +281,20 @@ Expr = Union[  # noqa: UP007 - forward references
 # --- statements -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class AssignVar:
+class AssignVar(Struct, frozen=True):
     var: Var
     value: Expr
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class AssignMap:
+class AssignMap(Struct, frozen=True):
     map: MapDef
     key: Expr | None
     value: Expr
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregate:
+class Aggregate(Struct, frozen=True):
     """`@m[k] = sum(x)` and its family: kind and parameters in `map.value`; `value` None for count()."""
 
     map: MapDef
@@ -328,16 +303,14 @@ class Aggregate:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Do:
+class Do(Struct, frozen=True):
     """An expression for its effect; its value, if it has one, is dropped."""
 
     expr: Expr
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class If:
+class If(Struct, frozen=True):
     """`condition` is Bool."""
 
     condition: Expr
@@ -346,8 +319,7 @@ class If:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class While:
+class While(Struct, frozen=True):
     """`condition` is Bool."""
 
     condition: Expr
@@ -355,8 +327,7 @@ class While:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class ForMap:
+class ForMap(Struct, frozen=True):
     """`variable` is a Var of type Tuple (key, value), an aggregate's value as its integer; the map may be changed
     inside. No ctx, args, argN and retval occur in `body`; Jump("return") may."""
 
@@ -366,8 +337,7 @@ class ForMap:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class ForRange:
+class ForRange(Struct, frozen=True):
     """From `low` to below `high`, both of the variable's integer type and evaluated once. As ForMap otherwise."""
 
     variable: Var
@@ -377,16 +347,14 @@ class ForRange:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """A block with variables of its own."""
 
     body: tuple[Stmt, ...]
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Jump:
+class Jump(Struct, frozen=True):
     """break, continue, return (`value` for return in functions and lsm/fmod probes)."""
 
     kind: str
@@ -394,8 +362,7 @@ class Jump:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Defer:
+class Defer(Struct, frozen=True):
     """`captures` are the enclosing block's variables that the body reads: copied into the map value when
     scheduled. mode "resume" or "signal"."""
 
@@ -422,8 +389,7 @@ Stmt = Union[  # noqa: UP007 - forward references
 # --- top level --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Function:
+class Function(Struct, frozen=True, eq=False):
     name: str
     params: tuple[Var, ...]
     returns: Type
@@ -431,8 +397,7 @@ class Function:
     span: Span = NOWHERE
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(Struct, frozen=True):
     """One action block for one or more points that share the same argument types; the predicate is folded in as a
     leading `If … return`. One written block with points of different `args` becomes several of these. Blocks that
     name neither args nor argN, retval or ctx have `args.fields` None and serve all points of a kind; blocks that name
@@ -446,8 +411,7 @@ class Probe:
     uses_probe_name: bool = False
 
 
-@dataclass(frozen=True)
-class TypedScript:
+class TypedScript(Struct, frozen=True):
     """What the compiler turns into a Bundle.
 
     records    every struct, union and enum that a printed or read type names, by `Record.name`

@@ -7,17 +7,16 @@ by address (strings, buffers, records, arrays, tuples, network addresses).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Union
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Void:
+
+class Void(Struct, frozen=True):
     """No value: statements and functions called for their effect."""
 
 
-@dataclass(frozen=True, slots=True)
-class Int:
+class Int(Struct, frozen=True):
     """An integer of 8, 16, 32 or 64 bits.
 
     Two remarks of the checker ride along and take no part in comparisons; nobody after it needs them. `flexible`: the
@@ -27,15 +26,25 @@ class Int:
 
     bits: int = 64
     signed: bool = True
-    flexible: bool = field(default=False, compare=False, repr=False)
-    space: str = field(default="", compare=False, repr=False)
+    flexible: bool = False
+    space: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not Int:
+            return NotImplemented
+        return self.bits == other.bits and self.signed == other.signed
+
+    def __hash__(self) -> int:
+        return hash((Int, self.bits, self.signed))
+
+    def __repr__(self) -> str:
+        return f"Int(bits={self.bits}, signed={self.signed})"
 
     def __str__(self) -> str:
         return f"{'' if self.signed else 'u'}int{self.bits}"
 
 
-@dataclass(frozen=True, slots=True)
-class Bool:
+class Bool(Struct, frozen=True):
     """One byte, 0 or 1, printed as true/false."""
 
     def __str__(self) -> str:
@@ -46,8 +55,7 @@ ANONYMOUS = "#"
 """Begins the name of an enum that has none; what follows tells such enums apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class Enum:
+class Enum(Struct, frozen=True):
     """A C enum; values print as their names through `Environment.enum`."""
 
     name: str
@@ -58,8 +66,7 @@ class Enum:
         return "enum" if self.name.startswith(ANONYMOUS) else f"enum {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Str:
+class Str(Struct, frozen=True):
     """A NUL-terminated string in a field of `size` bytes, the NUL included."""
 
     size: int
@@ -68,8 +75,7 @@ class Str:
         return f"string[{self.size}]" if self.size else "string"
 
 
-@dataclass(frozen=True, slots=True)
-class Buf:
+class Buf(Struct, frozen=True):
     """Raw bytes: a u32 length, then up to `capacity` bytes."""
 
     capacity: int
@@ -78,8 +84,7 @@ class Buf:
         return f"buffer[{self.capacity}]" if self.capacity else "buffer"
 
 
-@dataclass(frozen=True, slots=True)
-class Ptr:
+class Ptr(Struct, frozen=True):
     """A 64-bit address. `to` is None for void*. `space` says how it is read:
 
     kernel   bpf_probe_read_kernel; user  bpf_probe_read_user; none  decided at the point of use (kernel first);
@@ -94,8 +99,7 @@ class Ptr:
         return f"{self.to if self.to is not None else 'void'} *"
 
 
-@dataclass(frozen=True, slots=True)
-class Array:
+class Array(Struct, frozen=True):
     """`count` elements side by side."""
 
     element: Type
@@ -105,8 +109,7 @@ class Array:
         return f"{self.element}[{self.count}]"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """A C struct or union by tag, or an anonymous one; fields are looked up through `Environment.record`.
 
     `name` is "struct task_struct", "union sigval", or a unique made-up name for anonymous ones; kept by name so
@@ -120,8 +123,7 @@ class Record:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Tuple:
+class Tuple(Struct, frozen=True):
     """Elements laid out like a C struct: natural alignment, padded to the largest.
 
     `names` is empty for tuples and one name per element for the language's own records `(x=1, y=2)`.
@@ -137,8 +139,7 @@ class Tuple:
         return "(" + ", ".join(str(e) for e in self.elements) + ")"
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(Struct, frozen=True):
     """A stack trace handle. `space` "kernel"/"user"; `mode` "bpftrace"/"perf"/"raw"/"build_id"; `depth` frames."""
 
     space: str
@@ -149,8 +150,7 @@ class Stack:
         return f"{self.space[0]}stack_{self.mode}_{self.depth}"
 
 
-@dataclass(frozen=True, slots=True)
-class Sym:
+class Sym(Struct, frozen=True):
     """An address shown as a symbol. `space` "kernel" (8 bytes) or "user" (16: address, pid and probe id)."""
 
     space: str
@@ -159,24 +159,21 @@ class Sym:
         return f"{self.space[0]}sym_t"
 
 
-@dataclass(frozen=True, slots=True)
-class Inet:
+class Inet(Struct, frozen=True):
     """A network address for ntop: 8-byte family, then 16 bytes."""
 
     def __str__(self) -> str:
         return "inet"
 
 
-@dataclass(frozen=True, slots=True)
-class Mac:
+class Mac(Struct, frozen=True):
     """Six bytes of hardware address."""
 
     def __str__(self) -> str:
         return "mac_address"
 
 
-@dataclass(frozen=True, slots=True)
-class Timestamp:
+class Timestamp(Struct, frozen=True):
     """strftime(): u64 format id, then u64 nanoseconds; `mode` is the clock: "boot", "tai", "sw_tai"."""
 
     mode: str = "boot"
@@ -185,24 +182,21 @@ class Timestamp:
         return "timestamp"
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupPath:
+class CgroupPath(Struct, frozen=True):
     """cgroup_path(): u64 index of the mount, then u64 cgroup id, resolved when printed."""
 
     def __str__(self) -> str:
         return "cgroup_path_t"
 
 
-@dataclass(frozen=True, slots=True)
-class Username:
+class Username(Struct, frozen=True):
     """A u64 user id that prints as the user's name."""
 
     def __str__(self) -> str:
         return "username_t"
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregate:
+class Aggregate(Struct, frozen=True):
     """The value of a map written by an aggregation.
 
     `kind`: count sum min max avg stats hist lhist tseries. `signed` of the measured value. `params`: hist (bits,),
@@ -319,8 +313,7 @@ def is_integral(type: Type) -> bool:
     return isinstance(type, Int | Bool | Enum)
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(Struct, frozen=True):
     """A member of a record or of `args`.
 
     `offset` is bytes from the start of the record. Bitfields: `bits` > 0, `bit_offset` counted from `offset`'s
@@ -340,8 +333,7 @@ class Field:
     argument: int = -1
 
 
-@dataclass(frozen=True)
-class RecordInfo:
+class RecordInfo(Struct, frozen=True):
     """The members of a struct, union, or argument record. `name` as in `Record.name`."""
 
     name: str

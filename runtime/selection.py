@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from bpfseal.dsl.typed import Probe, TypedScript
 from bpfseal.errors import BpfsealError, UsageError

@@ -24,7 +24,7 @@ MAY = {
 }
 # What a package may import of others' beside the standard library.
 LIBRARIES = {
-    "dsl": {"lark", "pycparser"},
+    "dsl": {"lark", "msgspec", "pycparser"},
     "compiler": {"lark", "llvmlite", "elftools", "msgspec"},
     "signer": {"cryptography", "msgspec", "pkcs11"},
 }

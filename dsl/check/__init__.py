@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check import expressions, functions, limits, maps, probes, settings, statements
@@ -19,8 +20,7 @@ __all__ = ["check"]
 MAX_WALKS = 60
 
 
-@dataclass(frozen=True)
-class _Walk:
+class _Walk(Struct, frozen=True):
     state: State
     probes: tuple[typed.Probe, ...]
     functions: tuple[typed.Function, ...]

@@ -7,7 +7,8 @@ int64, strings and buffers take the larger size, tuples and records element by e
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+from msgspec.structs import replace
 
 from bpfseal.dsl import typed
 from bpfseal.dsl.types import (
@@ -27,8 +28,7 @@ from bpfseal.dsl.types import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown(Void):
+class Unknown(Void, frozen=True):
     """The type of an expression that is wrong or not yet known; everything accepts it silently, so that one mistake
     is reported once."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bpfseal.dsl import typed
 from bpfseal.dsl.check.conversions import is_unknown
@@ -26,8 +27,7 @@ MAX_WIDTH = 4096
 TRACE_CONVERSIONS = frozenset({"d", "u", "x", "p", "s"})
 
 
-@dataclass(frozen=True, slots=True)
-class Conversion:
+class Conversion(Struct, frozen=True):
     """One conversion; `text` as written."""
 
     name: str

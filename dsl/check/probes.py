@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bpfseal.dsl import ast, points, typed
 from bpfseal.dsl.check import operators, scopes, statements, walk
@@ -17,8 +19,7 @@ from bpfseal.errors import BpfsealError
 KERNEL_KINDS = frozenset({"kprobe", "kretprobe", "fentry", "fexit", "tracepoint", "iter", "rawtracepoint", "lsm"})
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(Struct, frozen=True):
     """Points of one written probe that share a translation of its body."""
 
     probe: ast.Probe

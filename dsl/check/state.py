@@ -8,8 +8,9 @@ result. Types only grow, so this ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check.conversions import UNKNOWN, Unknown, promote
@@ -18,8 +19,7 @@ from bpfseal.dsl.source import Diagnostic, Span
 from bpfseal.dsl.types import Aggregate, Array, Enum, Record, RecordInfo, Tuple, Type
 
 
-@dataclass(eq=False, slots=True)
-class MapInfo:
+class MapInfo(Struct, eq=False):
     """A map as far as it is known. `keyed` None: only named so far, without being read or written."""
 
     name: str
@@ -37,8 +37,7 @@ class MapInfo:
     measured: Type | None = None
 
 
-@dataclass(slots=True)
-class Memory:
+class Memory(Struct):
     """What is carried from one walk to the next."""
 
     variables: dict[tuple[object, ...], Type] = field(default_factory=dict)
@@ -47,8 +46,7 @@ class Memory:
     walks: int = 0
 
 
-@dataclass(eq=False, slots=True)
-class Variable:
+class Variable(Struct, eq=False):
     """A scratch variable in scope. `fixed`: declared with a full type, which assignments must fit."""
 
     var: typed.Var
@@ -61,8 +59,7 @@ class Variable:
     warned: bool = False
 
 
-@dataclass(eq=False, slots=True)
-class Place:
+class Place(Struct, eq=False):
     """Where statements run: a probe's points, or a function. `space` is how plain numbers are read as addresses."""
 
     id: object
@@ -78,8 +75,7 @@ Handler = Callable[["State", Any], typed.Expr]
 StatementHandler = Callable[["State", Any], Sequence[typed.Stmt]]
 
 
-@dataclass(eq=False)
-class State:
+class State(Struct, eq=False):
     """One walk. `expressions` and `statements` are the dispatch tables, by class of node."""
 
     env: Environment

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+
+from msgspec import Struct
 
 from bpfseal.dsl import ast
 from bpfseal.dsl.source import Span
@@ -16,9 +17,9 @@ def nodes(root: object) -> Iterator[object]:
         node = stack.pop()
         if isinstance(node, tuple):
             stack.extend(node)
-        elif is_dataclass(node) and not isinstance(node, Span | type):
+        elif isinstance(node, Struct) and not isinstance(node, Span):
             yield node
-            stack.extend(getattr(node, f.name) for f in fields(node) if f.name != "span")
+            stack.extend(getattr(node, name) for name in node.__struct_fields__ if name != "span")
 
 
 def words(root: object) -> set[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from bpfseal.runtime.probes import AbsentError, Provider, is_wild, matcher, registers
 from bpfseal.runtime.probes.functions import listed_by_file, safe

@@ -1,15 +1,14 @@
-"""Nodes behave as frozen dataclasses do."""
+"""Nodes are frozen values, and so are types."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import pickle
 
 import pytest
+from msgspec.structs import replace
 
-from bpfseal.dsl import ast
-from bpfseal.dsl.node import replaced
+from bpfseal.dsl import ast, types
 from bpfseal.dsl.source import Source, Span
 
 
@@ -31,12 +30,17 @@ def test_values() -> None:
         one.other = 1  # type: ignore[attr-defined]
 
 
-def test_dataclasses_know_them() -> None:
+def test_fields() -> None:
     one = ast.Integer(1, unsigned=True)
-    assert dataclasses.is_dataclass(one)
-    assert [f.name for f in dataclasses.fields(one)] == ["value", "span", "unsigned", "text"]
-    assert dataclasses.replace(one, value=5) == replaced(one, value=5) == ast.Integer(5, unsigned=True)
-    assert not dataclasses.is_dataclass(ast.Node)
+    assert one.__struct_fields__ == ast.Integer.__match_args__ == ("value", "span", "unsigned", "text")
+    assert replace(one, value=5) == ast.Integer(5, unsigned=True)
+
+
+def test_remarks_of_the_checker_do_not_tell_integers_apart() -> None:
+    assert types.Int(64, True, flexible=True, space="user") == types.I64
+    assert len({types.Int(64, True, True), types.I64, types.U64}) == 2
+    assert types.Int(8) != types.Str(8)
+    assert repr(types.Int(8, space="user")) == "Int(bits=8, signed=True)"
 
 
 def test_patterns() -> None:

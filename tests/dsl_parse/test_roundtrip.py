@@ -64,5 +64,5 @@ def nodes(value: Any) -> Iterator[Node]:
             yield from nodes(item)
     elif isinstance(value, Node):
         yield value
-        for name in value.__match_args__:
+        for name in value.__struct_fields__:
             yield from nodes(getattr(value, name))

@@ -21,7 +21,7 @@ def bare(node: Any) -> Any:
     if isinstance(node, Source):
         return Source("", "")
     if isinstance(node, Node):
-        return type(node)(*(bare(getattr(node, name)) for name in node.__match_args__))
+        return type(node)(*(bare(getattr(node, name)) for name in node.__struct_fields__))
     return node
 
 
