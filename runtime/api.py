@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from bpfseal.runtime.collect import Collector
     from bpfseal.runtime.deferred import Account
     from bpfseal.runtime.maps import MapContents
-    from bpfseal.runtime.session import Sink
+    from bpfseal.runtime.pcap import PacketFile
+    from bpfseal.runtime.render.resolve import Resolver
+    from bpfseal.runtime.session_sink import Sink
     from bpfseal.runtime.table import Batch, Table
+    from bpfseal.runtime.watch import Watcher
+    from bpfseal.signer.bundle import SealedBundle
 
 # How long a waiting trace sleeps at most before it looks at its counters of lost events.
 _LOOK_SECONDS = 0.5
@@ -34,10 +38,17 @@ _LOOK_SECONDS = 0.5
 
 class Trace:
     """One trace; use it as a context manager, or as an asynchronous one. `stop()`, `close()`, `maps`, `table()` and
-    `lost` may be used from any thread, all else from the one that entered it."""
+    `lost` may be used from any thread, all else from the one that entered it.
 
-    def __init__(self, request: Request, signing: Signing) -> None:
+    The command line takes the same steps one by one: `build`, `load`, `start` with a sink of its own, `run`,
+    `contents`, `abandon`."""
+
+    def __init__(self, request: Request, signing: Signing, *, pcap: str | None = None) -> None:
+        """`pcap`: the file that capture() writes packets to."""
         self._request = request
+        self._pcap = pcap
+        self.packets: PacketFile | None = None
+        self._resolver: Resolver | None = None
         self._signing = signing
         self._collector: Collector | None = None
         self._session: Session | None = None
@@ -63,22 +74,27 @@ class Trace:
             self.built = build(self._request)
         return self.built
 
-    def load(self, *, quiet: bool = True, log_level: int = 0) -> Session:
+    def load(self, *, quiet: bool = True, log_level: int = 0, sealed: SealedBundle | None = None) -> Session:
         """Compile, seal and load; nothing runs yet. `quiet`: do not tell on stderr when the kernel cannot verify
-        signatures; `log_level`: of the verifier. Raises BpfsealError."""
+        signatures; `log_level`: of the verifier; `sealed`: what `built` was sealed to before. Raises BpfsealError."""
         if self._session is not None:
             raise BpfsealError("this trace is running already")
         try:
-            built = self.build()
-            assert self._sealer is not None
-            sealed = self._sealer.seal(built.data, quiet=quiet)
+            built = self.build(helper=sealed is None)
+            if sealed is None:
+                assert self._sealer is not None
+                sealed = self._sealer.seal(built.data, quiet=quiet)
             request = self._request
             session = Session(built.bundle, sealed, pid=request.pid, command=request.command, log_level=log_level)
+            with self._lock:
+                self._session = session
+            if self._pcap is not None:
+                from bpfseal.runtime.pcap import for_capture
+
+                self.packets = for_capture(self._pcap, built.reader)
         except BaseException:
             self.abandon()
             raise
-        with self._lock:
-            self._session = session
         return session
 
     def start(self, sink: Sink | None = None) -> Trace:
@@ -89,18 +105,35 @@ class Trace:
             if sink is None:
                 from bpfseal.runtime.collect import Collector
 
-                sink = self._collector = Collector(session)
+                sink = self._collector = Collector(session, self.packets, allow_system=self._request.unsafe)
             session.start(sink)
         except BaseException:
-            self.close()
+            self.abandon()
             raise
         return self
+
+    def rehearse(self, sink: Sink) -> None:
+        """Attach everything and take it away again: nothing of the program runs for its own sake. Raises
+        BpfsealError."""
+        (self._session or self.load()).rehearse(sink)
 
     def stop(self) -> None:
         """End the trace soon: who waits for events gets the last ones. From any thread or signal handler."""
         with self._lock:
             if self._session is not None:
                 self._session.stop()
+
+    def interrupt(self) -> None:
+        """As `stop`, for signal handlers of who does not want to wait: commands of system() that are due are not run."""
+        session = self._session
+        if session is not None:
+            session.interrupt()
+
+    def finish(self) -> None:
+        """Detach, run the end probes and handle what is left; maps can be read until `close()`. Idempotent."""
+        with self._handling:
+            if self._session is not None:
+                self._session.finish()
 
     def close(self) -> None:
         """End the trace and give everything back to the kernel; events that were not taken, and maps, stay readable.
@@ -115,9 +148,7 @@ class Trace:
                     with self._lock:
                         self._session = None
                         session.close()
-            if self._sealer is not None:
-                self._sealer.close()
-                self._sealer = None
+            self._release()
 
     def abandon(self) -> None:
         """Give everything back to the kernel at once: without END, last events and maps. Idempotent."""
@@ -125,9 +156,16 @@ class Trace:
             session, self._session = self._session, None
             if session is not None:
                 session.close()
-            if self._sealer is not None:
-                self._sealer.close()
-                self._sealer = None
+            self._release()
+
+    def _release(self) -> None:
+        """What there is beside the session."""
+        self._resolver = None
+        if self._sealer is not None:
+            self._sealer.close()
+            self._sealer = None
+        if self.packets is not None:
+            self.packets.close()
 
     def _end(self, session: Session) -> None:
         session.finish()
@@ -245,15 +283,43 @@ class Trace:
                         yield event
                 return
 
-    def run(self, timeout: float | None = None, callback: Callable[[Event], object] | None = None) -> None:
+    def poll(self, timeout: float | None = None) -> bool:
+        """Wait for events at most `timeout` seconds and handle what there is; False once the trace is ending."""
+        with self._handling:
+            return self._session is not None and self._session.poll(timeout)
+
+    def run(
+        self,
+        timeout: float | None = None,
+        callback: Callable[[Event], object] | None = None,
+        *,
+        watchers: Sequence[Watcher] = (),
+    ) -> None:
         """Handle events until the trace ends or for `timeout` seconds: each is given to `callback`; without one they
-        stay queued for `events()`."""
+        stay queued for `events()`. `watchers` look at the maps meanwhile, until the end (see `runtime.watch`)."""
+        if watchers:
+            from bpfseal.runtime.watch import run
+
+            run(self, watchers)
+            return
         if callback is not None:
             for event in self.events(timeout):
                 callback(event)
             return
+        if self._collector is None:
+            # Nobody but the sink has a part in this, and who closes from another thread waits for the end.
+            with self._handling:
+                if self._session is not None:
+                    self._session.run(timeout)
+            return
         for _ in self._steps(timeout):
             pass
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the trace has ended or is about to."""
+        session = self._session
+        return session is None or session.stopping
 
     @property
     def maps(self) -> Mapping[str, dict[Any, Any]]:
@@ -283,6 +349,38 @@ class Trace:
             if session is None:
                 return self._last
             return {name: session.maps[name].contents() for name in session.maps}
+
+    def contents(self, name: str = "") -> Iterator[MapContents]:
+        """The maps as they are printed at the end, in that order; of `name` alone where one is given. While the trace
+        is loaded they are read one by one."""
+        with self._lock:
+            names = [name] if name else sorted(self._session.maps if self._session is not None else self._last)
+        for one in names:
+            with self._lock:
+                contents = self._session.maps[one].contents() if self._session is not None else self._last[one]
+            yield contents
+
+    @property
+    def session(self) -> Session:
+        """The loaded session, for who runs its programs one by one. Raises BpfsealError when there is none."""
+        if self._session is None:
+            raise BpfsealError("this trace is not loaded")
+        return self._session
+
+    @property
+    def resolver(self) -> Resolver:
+        """Names of stacks, symbols, times and cgroups while the trace is loaded."""
+        session = self.session
+        if self._resolver is None:
+            from bpfseal.runtime.render.resolve import Resolver
+
+            self._resolver = Resolver(session)
+        return self._resolver
+
+    @property
+    def captured(self) -> int:
+        """Packets that capture() has written so far."""
+        return self.packets.packets if self.packets is not None else 0
 
     @property
     def lost(self) -> int:
@@ -318,11 +416,12 @@ def trace(
     policy: str | None = None,
     unsafe: bool = False,
     config: Mapping[str, str | int | bool] | None = None,
+    pcap: str | None = None,
 ) -> Trace:
     """A trace of the program `text`, not yet started: enter it. `params` are $1, $2 …; `pid`, `cmd` as -p and -c;
-    `signing` require, auto or off; `config` wins over the script's config block."""
+    `signing` require, auto or off; `config` wins over the script's config block; `pcap` is the file of capture()."""
     request = Request(text=text, params=params, pid=pid, command=cmd, unsafe=unsafe, config=dict(config or {}))
-    return Trace(request, Signing(signing, policy, 0, unsafe))
+    return Trace(request, Signing(signing, policy, 0, unsafe), pcap=pcap)
 
 
 __all__ = ["Event", "Session", "Trace", "trace"]

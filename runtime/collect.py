@@ -22,6 +22,7 @@ from bpfseal.runtime.values import decoder
 if TYPE_CHECKING:
     from bpfseal.runtime.deferred import Account
     from bpfseal.runtime.maps import MapContents
+    from bpfseal.runtime.pcap import PacketFile
     from bpfseal.runtime.records.bulk import BulkConsumer
     from bpfseal.runtime.render.trouble import Trouble
     from bpfseal.runtime.ring import RingReader
@@ -61,7 +62,7 @@ Entry = bytes | Event | Piece
 class Collector(OutputSink):
     """`entries`: what has arrived and nobody took yet, oldest first."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, packets: PacketFile | None = None, *, allow_system: bool = False) -> None:
         self.entries: deque[Entry] = deque()
         self.reader = session.reader
         self.source = session.bundle.source
@@ -71,7 +72,7 @@ class Collector(OutputSink):
             for number, event in enumerate(session.reader.events)
             if event.action in ("printf", "print")
         }
-        super().__init__(_Output(self), allow_system=False)
+        super().__init__(_Output(self), allow_system=allow_system, packets=packets)
 
     def _on_printf(self, session: Session, event: EventLayout) -> Handler:
         append = self.entries.append

@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING
 from bpfseal.errors import UsageError
 
 if TYPE_CHECKING:
+    from bpfseal.runtime.api import Trace
     from bpfseal.runtime.live import LiveOutput, View
     from bpfseal.runtime.options import Options
     from bpfseal.runtime.render.heatmap import HeatMap
-    from bpfseal.runtime.render.resolve import Resolver
-    from bpfseal.runtime.session import Session
 
 
 class Extras:
     """`output`: where the trace's events go while it runs, None for the usual one. Nothing is imported for what was not
     asked for."""
 
-    def __init__(self, options: Options, session: Session, resolver: Resolver) -> None:
+    def __init__(self, options: Options, trace: Trace) -> None:
+        """`trace` is loaded."""
         self._options = options
-        self._session = session
-        self._resolver = resolver
+        self._trace = trace
         self._view: View | None = None
         self._heat: HeatMap | None = None
         self.output: LiveOutput | None = None
@@ -30,25 +29,23 @@ class Extras:
 
             if options.format == "json":
                 raise UsageError("--live shows maps to people, -f json is for programs: choose one")
-            self._view = View(session, resolver.text, session.bundle.source)
+            self._view = View(trace, trace.build().bundle.source)
             self.output = self._view.output
         if options.heatmap:
             from bpfseal.runtime.render.heatmap import HeatMap
 
-            self._heat = HeatMap(session)
+            self._heat = HeatMap(trace.build().reader, trace.contents)
 
     def run(self) -> None:
         """The trace, to its end."""
         watchers = [watcher for watcher in (self._view, self._heat) if watcher is not None]
         if not watchers:
-            self._session.run()
+            self._trace.run()
             return
         from contextlib import nullcontext
 
-        from bpfseal.runtime.watch import run
-
         with self._view or nullcontext():
-            run(self._session, watchers)
+            self._trace.run(watchers=watchers)
 
     def leave(self) -> None:
         """At once, from a handler of signals: give the terminal back, if it was taken."""
@@ -60,7 +57,7 @@ class Extras:
         if self._options.flamegraph:
             from bpfseal.runtime.pictures import flamegraph
 
-            flamegraph(self._session, self._resolver.symbols, self._options.flamegraph)
+            flamegraph(self._trace.contents(), self._trace.resolver.frames, self._options.flamegraph)
         if self._heat is not None and self._options.heatmap:
             from bpfseal.runtime.pictures import heatmap
 

@@ -19,8 +19,8 @@ from bpfseal.runtime.values import Fields
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from bpfseal.runtime.api import Trace
     from bpfseal.runtime.maps import MapContents
-    from bpfseal.runtime.session import Session
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _HISTORY = 24  # looks that a sparkline shows
@@ -115,7 +115,7 @@ class View:
 
     seconds = 0.5
 
-    def __init__(self, session: Session, resolve: Callable[[Any], str], title: str) -> None:
+    def __init__(self, trace: Trace, title: str) -> None:
         if not os.isatty(1):
             raise BpfsealError("--live needs a terminal", hint="leave --live away to write into a file or pipe")
         try:
@@ -123,8 +123,9 @@ class View:
             from rich.live import Live
         except ImportError:
             raise BpfsealError("--live needs rich", hint="pip install rich") from None
+        resolve = trace.resolver.text
         self.output = LiveOutput(resolve)
-        self._session = session
+        self._trace = trace
         self._values = TextValues(resolve, visible)
         self._title = visible(" ".join(title.split()))
         self._history = History()
@@ -160,10 +161,10 @@ class View:
         from rich.text import Text
 
         width, height = self._console.size
-        maps = [contents for contents in self._session.maps.all_contents() if contents.items]
+        maps = [contents for contents in self._trace.contents() if contents.items]
         lines = list(self.output.lines)
         tail = min(len(lines), max(0, height // 3 if maps else height - 2))
-        lost = f"   {self._session.lost} events lost" if self._session.lost else ""
+        lost = f"   {self._trace.lost} events lost" if self._trace.lost else ""
         head = Text(f"{now - self._began:5.0f} s   {self._title}", style="bold", no_wrap=True, overflow="ellipsis")
         if lost:
             head.append(lost, style="bold red")

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import struct
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bpfseal.errors import BpfsealError
+
+if TYPE_CHECKING:
+    from bpfseal.compiler.layout import Reader
 
 _MAGIC_NS: Final = 0xA1B23C4D
 _SNAPLEN: Final = 1 << 18
@@ -81,3 +84,10 @@ class PacketFile:
 
     def _failed(self, error: OSError) -> BpfsealError:
         return BpfsealError(f"cannot write packets to {self.path!r}: {error.strerror}")
+
+
+def for_capture(path: str, reader: Reader) -> PacketFile:
+    """The file for a program's capture(). Raises BpfsealError when it has none, or the file cannot be written."""
+    if not any(event.action == "capture" for event in reader.events):
+        raise BpfsealError("--pcap: the program has no capture()", hint="for example xdp:eth0 { capture() }")
+    return PacketFile(path, None)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from bpfseal.errors import BpfsealError
 
 if TYPE_CHECKING:
+    from bpfseal.runtime.maps import MapContents
     from bpfseal.runtime.render.heatmap import HeatMap
-    from bpfseal.runtime.session import Session
-    from bpfseal.runtime.symbols import Symbols
     from bpfseal.runtime.values import StackValue
 
 
-def flamegraph(session: Session, symbols: Symbols, path: str) -> None:
-    """The maps with stacks in their keys, as SVG or, by the name, HTML. Raises BpfsealError."""
+def flamegraph(maps: Iterable[MapContents], frames: Callable[[StackValue], list[str]], path: str) -> None:
+    """The maps with stacks in their keys, as SVG or, by the name, HTML; `frames` gives a stack's names, innermost
+    first. Raises BpfsealError."""
     from bpfseal.runtime.render.flamegraph import html, svg, tree
 
-    def frames(stack: StackValue) -> list[str]:
-        kernel = stack.space == "kernel"
-        addresses = session.stack_frames(stack)
-        return [symbols.kernel(a) if kernel else symbols.user(a, stack.pid) for a in addresses]
-
-    root = tree(list(session.maps.all_contents()), frames)
+    root = tree(list(maps), frames)
     if root is None:
         raise BpfsealError("nothing to draw: no map has a stack in its key", hint="for example @[kstack] = count()")
     _write(path, html(root, "bpfseal") if path.endswith((".html", ".htm")) else svg(root, "bpfseal"))

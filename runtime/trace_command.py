@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.api import Trace
@@ -14,27 +14,23 @@ from bpfseal.runtime.build import Built, Request, read_source
 from bpfseal.runtime.extras import Extras
 from bpfseal.runtime.options import Options
 from bpfseal.runtime.render import make_output
-from bpfseal.runtime.render.resolve import Resolver
 from bpfseal.runtime.sealing import Signing
-from bpfseal.runtime.session import Session
 from bpfseal.runtime.sink import OutputSink
 from bpfseal.runtime.title import show_own_name
-
-if TYPE_CHECKING:
-    from bpfseal.runtime.pcap import PacketFile
 
 
 def main(options: Options) -> int:
     """Run the trace; its exit status. Raises BpfsealError."""
-    trace = Trace(_request(options), Signing(options.signing, options.policy, options.lifetime, options.unsafe))
+    signing = Signing(options.signing, options.policy, options.lifetime, options.unsafe)
+    trace = Trace(_request(options), signing, pcap=options.pcap)
     try:
         built = trace.build(helper=not options.debug)
         for warning in built.warnings if options.warnings else ():
             sys.stderr.write(warning + "\n")
         if options.debug and options.mode != "codegen":
             return 0
-        session = trace.load(quiet=options.quiet, log_level=1 if options.verbose else 0)
-        return run(options, built, session)
+        trace.load(quiet=options.quiet, log_level=1 if options.verbose else 0)
+        return run(options, built, trace)
     finally:
         trace.abandon()
 
@@ -67,69 +63,59 @@ def _request(options: Options) -> Request:
     )
 
 
-def run(options: Options, built: Built, session: Session) -> int:
-    """The trace of a loaded session; its exit status. Raises BpfsealError."""
+def run(options: Options, built: Built, trace: Trace) -> int:
+    """A loaded trace to its end; its exit status. Raises BpfsealError."""
     file = _open_output(options)
     try:
-        return _trace(options, built, session, file)
+        return _trace(options, built, trace, file)
     except BrokenPipeError:
         raise
     except OSError as error:
-        # Of all that a session does only writing lets an OSError through.
+        # Of all that a trace does only writing lets an OSError through.
         raise BpfsealError(f"cannot write to {options.output or 'stdout'}: {error.strerror}") from None
     finally:
         _abandon(file)
 
 
-def _trace(options: Options, built: Built, session: Session, file: TextIO) -> int:
-    with session:
-        resolver = Resolver(session)
-        output = make_output(options, file, resolver)
-        packets = _packet_file(options, built)
-        extras = Extras(options, session, resolver)
-        sink = OutputSink(
-            extras.output or output, allow_system=options.unsafe, when_attached=_notify_attached, packets=packets
-        )
-        _stop_on_signals(session, extras)
-        show_own_name()
-        status = None
-        if options.mode in ("test", "bench"):
-            from bpfseal.runtime import trials
+def _trace(options: Options, built: Built, trace: Trace, file: TextIO) -> int:
+    output = make_output(options, file, trace.resolver)
+    extras = Extras(options, trace)
+    sink = OutputSink(
+        extras.output or output,
+        allow_system=options.unsafe,
+        when_attached=_notify_attached,
+        packets=trace.packets,
+    )
+    _stop_on_signals(trace, extras)
+    show_own_name()
+    status = None
+    if options.mode in ("test", "bench"):
+        from bpfseal.runtime import trials
 
-            status = trials.run(session, options, output, file)
-        elif options.dry_run:
-            session.rehearse(sink)
-            return 0
-        else:
-            session.start(sink)
-            extras.run()
-        output.end()
-        if status is None and built.reader.config.get("print_maps_on_exit", True):
-            for contents in session.maps.all_contents():
-                output.map(contents)
-        output.flush()
-        if packets is not None:
-            packets.close()
-            if not options.quiet:
-                sys.stderr.write(f"{packets.packets} packets captured in {packets.path}\n")
-        extras.draw()
-        # As in bpftrace: what exit() said; the status of the -c child is the child's own business.
-        status = session.status if status is None else status
+        status = trials.run(trace.session, options, output, file)
+    elif options.dry_run:
+        trace.rehearse(sink)
+        return 0
+    else:
+        trace.start(sink)
+        extras.run()
+    output.end()
+    if status is None and built.reader.config.get("print_maps_on_exit", True):
+        for contents in trace.contents():
+            output.map(contents)
+    output.flush()
+    if trace.packets is not None:
+        trace.packets.close()
+        if not options.quiet:
+            sys.stderr.write(f"{trace.captured} packets captured in {trace.packets.path}\n")
+    extras.draw()
+    # As in bpftrace: what exit() said; the status of the -c child is the child's own business.
+    status = trace.status if status is None else status
+    trace.abandon()
     # Everything is said: a signal from here on would only replace the status.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return status
-
-
-def _packet_file(options: Options, built: Built) -> PacketFile | None:
-    """--pcap: the file for capture(). Raises BpfsealError."""
-    if options.pcap is None:
-        return None
-    if not any(event.action == "capture" for event in built.reader.events):
-        raise BpfsealError("--pcap: the program has no capture()", hint="for example xdp:eth0 { capture() }")
-    from bpfseal.runtime.pcap import PacketFile
-
-    return PacketFile(options.pcap, None)
 
 
 def _abandon(file: TextIO) -> None:
@@ -154,7 +140,7 @@ def _open_output(options: Options) -> TextIO:
     return os.fdopen(descriptor, "w", buffering=buffering, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
-def _stop_on_signals(session: Session, extras: Extras) -> None:
+def _stop_on_signals(trace: Trace, extras: Extras) -> None:
     """First Ctrl-C or SIGTERM: end the trace and print the maps. The second: quit at once."""
 
     signals = 0
@@ -165,7 +151,7 @@ def _stop_on_signals(session: Session, extras: Extras) -> None:
         if signals > 1:
             extras.leave()
             os._exit(128 + number)
-        session.interrupt()
+        trace.interrupt()
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)

@@ -1,4 +1,4 @@
-"""A session with somebody who looks at its maps now and then while it runs."""
+"""A trace with somebody who looks at its maps now and then while it runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from bpfseal.runtime.session import Session
+    from bpfseal.runtime.api import Trace
 
 # Looking may take this share of the time: a map of a million keys is looked at less often.
 _SHARE = 0.1
@@ -23,17 +23,17 @@ class Watcher(Protocol):
         """`now` on the monotonic clock."""
 
 
-def run(session: Session, watchers: Sequence[Watcher]) -> None:
-    """`Session.run`, with `watchers` looking in between, and once more at the end."""
+def run(trace: Trace, watchers: Sequence[Watcher]) -> None:
+    """`Trace.run`, with `watchers` looking in between, and once more at the end."""
     due = [time.monotonic() + watcher.seconds for watcher in watchers]
-    while not session.stopping:
-        session.poll(max(0.0, min(due) - time.monotonic()))
+    while not trace.stopping:
+        trace.poll(max(0.0, min(due) - time.monotonic()))
         for number, watcher in enumerate(watchers):
             now = time.monotonic()
-            if now >= due[number] and not session.stopping:
+            if now >= due[number] and not trace.stopping:
                 watcher.look(now)
                 done = time.monotonic()
                 due[number] = done + max(watcher.seconds, (done - now) / _SHARE)
-    session.finish()
+    trace.finish()
     for watcher in watchers:
         watcher.look(time.monotonic())

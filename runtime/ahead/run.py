@@ -43,14 +43,15 @@ def main(argv: list[str]) -> int:
     except place.WrongPlace as error:
         raise BpfsealError(f"{options.file}: {error.message}", hint=error.hint) from None
     from bpfseal.compiler.layout import decode
-    from bpfseal.runtime.build import Built
+    from bpfseal.runtime.build import Built, Request
     from bpfseal.runtime.sealing import Sealer, Signing
 
     reader = decode(bundle.reader)
     built = Built(file.bundle, bundle, reader, reader.warnings)
     for warning in reader.warnings if options.warnings else ():
         sys.stderr.write(warning + "\n")
-    with Sealer(Signing(options.signing, options.policy, options.lifetime, options.unsafe)) as sealer:
+    signing = Signing(options.signing, options.policy, options.lifetime, options.unsafe)
+    with Sealer(signing) as sealer:
         sealed, why = (None, "") if options.signing == "off" else presealed(file, bundle, cert)
         if sealed is None:
             if file.seals and (options.verbose or options.signing == "require"):
@@ -58,12 +59,16 @@ def main(argv: list[str]) -> int:
             sealed = sealer.seal(built.data, quiet=options.quiet)
         if pin:
             return _pin(bundle, sealed, pin)
-        from bpfseal.runtime.session import Session
+        from bpfseal.runtime.api import Trace
         from bpfseal.runtime.trace_command import run
 
-        log_level = 1 if options.verbose else 0
-        with Session(bundle, sealed, pid=options.pid, command=options.command, log_level=log_level) as session:
-            return run(options, built, session)
+        trace = Trace(Request(text="", pid=options.pid, command=options.command), signing, pcap=options.pcap)
+        trace.built = built
+        try:
+            trace.load(sealed=sealed, log_level=1 if options.verbose else 0)
+            return run(options, built, trace)
+        finally:
+            trace.abandon()
 
 
 def presealed(file: SealedFile, bundle: Bundle, cert: str = "") -> tuple[SealedBundle | None, str]:

@@ -4,6 +4,7 @@ and the darker a cell the more values fell into that bucket in that interval."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bpfseal.compiler.layout import Shape
@@ -11,8 +12,8 @@ from bpfseal.runtime.render.flamegraph import escaped
 from bpfseal.runtime.render.histogram import Bucket, label
 
 if TYPE_CHECKING:
+    from bpfseal.compiler.layout import Reader
     from bpfseal.runtime.maps import MapContents
-    from bpfseal.runtime.session import Session
 
 _MOST = 200  # columns; then two become one
 _WIDTH, _ROW, _LEFT, _EDGE, _HEAD, _FOOT = 1200, 16, 130, 10, 40, 40
@@ -56,29 +57,27 @@ class Panel:
 
 
 class HeatMap:
-    """The histograms of a session over time, as a watcher (see `runtime.watch`)."""
+    """The histograms of a trace over time, as a watcher (see `runtime.watch`)."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, reader: Reader, contents: Callable[[str], Iterator[MapContents]]) -> None:
+        """`contents`: the map of a name as it is now (`Trace.contents`)."""
         self.seconds = 0.1
-        self._session = session
+        self._contents = contents
         self._began = time.time()
         self._panels = {
             layout.name: Panel(layout.name, layout.value)
-            for layout in session.reader.maps
+            for layout in reader.maps
             if layout.value.kind in ("hist", "lhist")
         }
 
     def look(self, now: float) -> None:
         for name, panel in self._panels.items():
-            self.add(self._session.maps[name].contents(), panel)
+            for contents in self._contents(name):
+                panel.add(contents.items)
         if any(len(panel.columns) > _MOST for panel in self._panels.values()):
             for panel in self._panels.values():
                 panel.halve()
             self.seconds *= 2
-
-    @staticmethod
-    def add(contents: MapContents, panel: Panel) -> None:
-        panel.add(contents.items)
 
     def svg(self) -> str | None:
         """The picture; None when no histogram has a value."""

@@ -61,6 +61,13 @@ class Resolver:
                 return self._cgroup(value)
         raise ValueError(f"no text for {value!r}")
 
+    def frames(self, stack: StackValue) -> list[str]:
+        """Names of a stack's functions, innermost first, without offsets."""
+        addresses = self._session.stack_frames(stack)
+        if stack.space == "kernel":
+            return [self.symbols.kernel(address) for address in addresses]
+        return [self.symbols.user(address, stack.pid) for address in addresses]
+
     def _timestamp(self, value: TimestampValue) -> str:
         """strftime with bpftrace's %f, %k and %l: micro-, nano- and milliseconds as so many digits."""
         format = self._session.strftime_format(value.format)
