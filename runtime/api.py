@@ -124,7 +124,7 @@ class Trace:
                 self._session.stop()
 
     def interrupt(self) -> None:
-        """As `stop`, for signal handlers of who does not want to wait: commands of system() that are due are not run."""
+        """As `stop`, for who does not want to wait: commands of system() that are due are not run."""
         session = self._session
         if session is not None:
             session.interrupt()

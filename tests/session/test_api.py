@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
+import struct
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -190,3 +193,70 @@ def test_asynchronous_trace_ends_with_its_task() -> None:
             await asyncio.wait_for(wait(), 2)
 
     asyncio.run(main())
+
+
+def test_packets_to_a_file(tmp_path: Path) -> None:
+    """What went over the loopback device to a port of ours, whole."""
+    path = tmp_path / "packets.pcap"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        port = receiver.getsockname()[1]
+        with bpfseal.trace(f"tc:lo:ingress /args.dport == {port}/ {{ capture(); }}", pcap=str(path)) as t:
+            for number in range(3):
+                receiver.sendto(f"packet {number}".encode(), ("127.0.0.1", port))
+            deadline = time.monotonic() + 30
+            while t.captured < 3 and time.monotonic() < deadline:
+                t.run(0.05)
+    assert t.captured == 3
+    data = path.read_bytes()
+    at, seen = 24, []
+    while at < len(data):
+        _, _, length, whole = struct.unpack_from("<IIII", data, at)
+        assert length == whole
+        seen.append(data[at + 16 : at + 16 + length][-8:])
+        at += 16 + length
+    assert seen == [b"packet 0", b"packet 1", b"packet 2"]
+
+
+def test_a_file_for_packets_needs_a_capture(tmp_path: Path) -> None:
+    path = tmp_path / "packets.pcap"
+    trace = bpfseal.trace("BEGIN { exit(); }", pcap=str(path))
+    with pytest.raises(BpfsealError, match="the program has no capture"), trace:
+        pass
+    assert not path.exists()
+    assert trace.captured == 0
+
+
+def test_system_with_unsafe() -> None:
+    with bpfseal.trace('BEGIN { system("echo hi"); exit(); }', unsafe=True) as t:
+        (event,) = t
+    assert (event.action, event.text) == ("syscall", "hi\n")
+
+
+def test_contents_in_the_order_of_printing() -> None:
+    with bpfseal.trace("BEGIN { @b[2] = 1; @b[1] = 2; @a = 3; exit(); }") as t:
+        t.run()
+        there = [(one.name, one.items) for one in t.contents()]
+    assert there == [("@a", [(None, 3)]), ("@b", [(2, 1), (1, 2)])]
+    assert [(one.name, one.items) for one in t.contents()] == there
+    assert [one.items for one in t.contents("@a")] == [[(None, 3)]]
+
+
+def test_watchers_look_until_the_end() -> None:
+    class Watcher:
+        seconds = 0.01
+        seen: list[int] = []  # noqa: RUF012
+
+        def look(self, now: float) -> None:
+            self.seen += [value for one in t.contents("@n") for _, value in one.items]
+
+    with bpfseal.trace("interval:ms:20 { @n++; if (@n == 20) { exit(); } } END { @n = 99; }") as t:
+        t.run(watchers=[Watcher()])
+    assert Watcher.seen[-1] == 99
+    assert Watcher.seen == sorted(Watcher.seen)
+    assert len(Watcher.seen) > 2
+
+
+def test_a_trace_that_is_not_loaded_has_no_names() -> None:
+    with pytest.raises(BpfsealError, match="not loaded"):
+        _ = bpfseal.trace("BEGIN { exit(); }").resolver
