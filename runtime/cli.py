@@ -8,9 +8,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from typing import NoReturn
 
 from bpfseal.errors import BpfsealError, UsageError
+
+TYPE_CHECKING = False  # `typing` takes longer to import than most commands to run
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 # The bpftrace whose language ours is; what asks for a version finds it in a line of its own.
 LANGUAGE = "0.27"

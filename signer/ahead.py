@@ -32,6 +32,7 @@ from bpfseal.signer.keys import Keys, KeyTrouble, Leaf, SoftKey, open_root
 from bpfseal.signer.loader import ExclField, Terms
 from bpfseal.signer.peer import want_credentials
 from bpfseal.signer.policy import Policy, PolicyFile
+from bpfseal.signer.program_target import program_target
 from bpfseal.signer.refusal import Refusal
 from bpfseal.signer.seal import Examined, Outcome, Sealer
 from bpfseal.signer.sealed_file import MAX_CERTIFICATE, MAX_CHAIN, Seal, SealedFile, decode_header, statement
@@ -128,6 +129,8 @@ class AheadSealer(Sealer):
             if spec.id:
                 raise Refusal("map-existing", f"map {spec.name} exists on one machine only", attribute="id")
         for program in bundle.programs:
+            if program_target(program.attach_module) is not None:
+                raise Refusal("attach-btf", f"{program.name} is for another program", attribute="attach_module")
             if program.attach_module and not self.target.running:
                 raise Refusal(
                     "attach-btf",

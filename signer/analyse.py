@@ -65,6 +65,7 @@ _MAX_PLACES: Final = 8  # in one value
 
 _ARRAY: Final = 2
 _FOR_EACH, _LOOP, _TIMER_CALLBACK, _FIND_VMA = 164, 181, 170, 180
+_TAIL_CALL: Final = 12
 _GIVES_MEMORY: Final = frozenset((131, 203))  # ringbuf_reserve, dynptr_data
 
 
@@ -148,23 +149,26 @@ def _is_const(btf: Btf, id: int) -> bool:
     return False
 
 
-def analyse(insns: list[Insn], maps: Sequence[MapSpec], kernel: Kernel, *, packets: bool = False) -> Facts:
+def analyse(
+    insns: list[Insn], maps: Sequence[MapSpec], kernel: Kernel, *, packets: bool = False, replaces: bool = False
+) -> Facts:
     """Facts about a decoded program that uses maps of `maps`. `packets`: the program type gives access to packets,
-    so that loads through loaded pointers are not kernel memory.
+    so that loads through loaded pointers are not kernel memory. `replaces`: it stands in for a function of another
+    program, and has that one's arguments, whatever they are.
 
     Raises Refusal with the slot for everything that breaks a rule or cannot be determined. Time is linear: a
     program whose sets do not settle in a few rounds is refused.
     """
     flow = split(insns)
     tracker = _Tracker(insns, flow, maps, kernel)
-    tracker.run()
+    tracker.run([CONTEXT | OBJECT, *[OBJECT] * 4] if replaces else [CONTEXT, 0, 0, 0, 0])
     classes = {name for id in tracker.helpers for name in HELPERS[id].classes}
     classes |= {KFUNC_CLASSES[name] for name in tracker.kfuncs if name in KFUNC_CLASSES}
     if packets and (tracker.reads_packet or tracker.reads_pointer):
         classes.add("read-packet")
     if tracker.reads_packet if not packets else tracker.changes_object:
         classes.add("network")
-    if tracker.reads_pointer and not packets:
+    if tracker.reads_pointer and (replaces or not packets):
         classes.add("read-kernel")
     found = Attributes(
         insns=len(insns),
@@ -221,9 +225,10 @@ class _Tracker:
                 found.append((number, tuple(names)))
         return tuple(found)
 
-    def run(self) -> None:
+    def run(self, arguments: list[int]) -> None:
+        """`arguments`: what r1 to r5 are in the beginning."""
         budget = 8 * len(self.insns) + 65536
-        self._join(0, [0, CONTEXT, 0, 0, 0, 0, 0, 0, 0, 0, self._address(0, 0)], {})
+        self._join(0, [0, *arguments, 0, 0, 0, 0, self._address(0, 0)], {})
         while self.work:
             while self.work:
                 start = heappop(self.work)
@@ -494,6 +499,8 @@ class _Tracker:
         if helper.name in FORBIDDEN_HELPERS:
             raise Refusal("helper", f"{helper.name} reaches what the analysis does not cover", attribute=helper.name)
         self.helpers.add(id)
+        if id == _TAIL_CALL:  # in a subprogram its caller goes on with what the other program returned
+            self._return(NUMBER)
         result = MEMORY if id in _GIVES_MEMORY else OBJECT
         if helper.map_arg:
             used = regs[helper.map_arg]

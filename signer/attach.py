@@ -10,6 +10,7 @@ name in the kernel (timers, counters).
     profile:… interval:… software:… hardware:…         watchpoint:0xADDRESS:LENGTH
     xdp:INTERFACE              tc:INTERFACE:ingress    begin  end  self:signal:NUMBER  test:NAME  bench:NAME
     none:TYPE                  a program that the bundle attaches nowhere
+    fentry:prog-ID:FUNCTION    fexit:prog-ID:FUNCTION  freplace:prog-ID:FUNCTION    of another BPF program
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bpfseal.signer import helpers as known
 from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.bundle import Attach, ProgramSpec
+from bpfseal.signer.program_target import ProgramTarget, program_target
 from bpfseal.signer.refusal import Refusal
 
 MAX_TARGETS: Final = 1 << 16  # per program
@@ -47,14 +49,17 @@ _KINDS: Final[dict[str, dict[int, tuple[int, ...]]]] = {
     "tc": {known.SCHED_CLS: (0, known.TCX_INGRESS, known.TCX_EGRESS)},
 }
 _ATTACH_TYPES: Final = {
-    type: {e for table in _KINDS.values() for e in table.get(type, ())} for type in known.PROGRAM_TYPES
+    type: {*known.CGROUP_ATTACH.get(type, ()), *(e for table in _KINDS.values() for e in table.get(type, ()))}
+    for type in known.PROGRAM_TYPES
 }
-_IN_LOAD: Final = frozenset((known.TRACING, known.LSM))  # types whose target is part of BPF_PROG_LOAD
+_IN_LOAD: Final = frozenset((known.TRACING, known.EXT, known.LSM))  # types whose target is part of BPF_PROG_LOAD
+_OF_PROGRAMS: Final = (known.TRACE_FENTRY, known.TRACE_FEXIT, known.TRACE_FSESSION)
 _PREFIXES: Final = {known.TRACE_RAW_TP: "btf_trace_", known.LSM_MAC: "bpf_lsm_", known.TRACE_ITER: "bpf_iter_"}
 _PROVIDERS: Final = {known.TRACE_RAW_TP: "rawtracepoint", known.LSM_MAC: "lsm", known.TRACE_ITER: "iter"}
 _TEXT: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f]{0,4096}")
 _EVENT: Final = {0: ("hardware",), 1: ("profile", "interval", "software"), 3: ("hardware",)}
 _RUNS: Final = re.compile(r"(?i:begin|end)|(self|test|bench):[\w:.*-]{1,128}")
+_FUNCTION: Final = re.compile(r"[A-Za-z0-9_.$]{1,512}", re.ASCII)
 
 
 def attach_targets(spec: ProgramSpec) -> tuple[tuple[str, ...], bool]:
@@ -84,7 +89,8 @@ def attach_targets(spec: ProgramSpec) -> tuple[tuple[str, ...], bool]:
             names += _names(attach)
     if in_load and (event := _event(spec)) is not None:
         return (event,), False
-    return tuple(dict.fromkeys(names)) or (f"none:{known.PROGRAM_TYPES[spec.type]}",), in_load
+    enforceable = in_load and program_target(spec.attach_module) is None
+    return tuple(dict.fromkeys(names)) or (f"none:{known.PROGRAM_TYPES[spec.type]}",), enforceable
 
 
 def _check_attach(attach: Attach, spec: ProgramSpec) -> None:
@@ -107,6 +113,8 @@ def _check_attach(attach: Attach, spec: ProgramSpec) -> None:
 
 def _load_targets(spec: ProgramSpec) -> list[str]:
     kind, name = spec.expected_attach_type, spec.attach_btf
+    if (target := program_target(spec.attach_module)) is not None or spec.type == known.EXT:
+        return _functions_of(spec, target)
     prefix = _PREFIXES.get(kind, "")
     if not kind or not name.startswith(prefix) or len(name) == len(prefix) or not spec.attach_btf_id:
         raise Refusal("attach-btf", f"no target for a {known.PROGRAM_TYPES[spec.type]} program", attribute="attach_btf")
@@ -117,6 +125,20 @@ def _load_targets(spec: ProgramSpec) -> list[str]:
     if kind == known.TRACE_FSESSION:
         return [f"fentry:{place}", f"fexit:{place}"]
     return [f"{known.ATTACH_TYPES[kind]}:{place}"]
+
+
+def _functions_of(spec: ProgramSpec, target: ProgramTarget | None) -> list[str]:
+    """Targets in another BPF program."""
+    kind, name = spec.expected_attach_type, spec.attach_btf
+    if target is None or not spec.attach_btf_id or not _FUNCTION.fullmatch(name):
+        reason = f"no function of a program as target of a {known.PROGRAM_TYPES[spec.type]} program"
+        raise Refusal("attach-btf", reason, attribute="attach_btf")
+    if spec.type == known.EXT:
+        return [f"freplace:prog-{target.id}:{name}"]
+    if spec.type != known.TRACING or kind not in _OF_PROGRAMS:
+        raise Refusal("attach-btf", f"attach type {kind} is not for functions of programs", attribute="attach_btf")
+    provider = ("fentry", "fexit") if kind == known.TRACE_FSESSION else (known.ATTACH_TYPES[kind],)
+    return [f"{p}:prog-{target.id}:{name}" for p in provider]
 
 
 def _event(spec: ProgramSpec) -> str | None:
@@ -161,7 +183,7 @@ def _names(attach: Attach) -> list[str]:
 
 def check_target(spec: ProgramSpec, kernel: Kernel) -> None:
     """The id of the target is that of the name it is given under, in the BTF it will be looked up in."""
-    if spec.type not in _IN_LOAD:
+    if spec.type not in _IN_LOAD or program_target(spec.attach_module) is not None:
         return
     name, id = spec.attach_btf, spec.attach_btf_id
     wanted = kinds.TYPEDEF if spec.expected_attach_type == known.TRACE_RAW_TP else kinds.FUNC

@@ -108,7 +108,8 @@ class ProgramSpec(Record, frozen=True):
     `Bundle.maps`; kfuncs by vmlinux BTF id; never a file descriptor. `func_info`/`line_info` are records of 8 and
     16 bytes (struct bpf_func_info, struct bpf_line_info), empty for none. `attach_btf` is the *name* of the target
     function (or hook, tracepoint "btf_trace_NAME", iterator "bpf_iter_NAME"); the id beside it is checked by the
-    helper against the kernel's BTF. `attach_module` is empty for vmlinux.
+    helper against the kernel's BTF. `attach_module` is empty for vmlinux, and `prog-ID@FD` for
+    a function of the BPF program with that id, which the loading process has as that descriptor.
     """
 
     name: str

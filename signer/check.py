@@ -35,7 +35,10 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.]{1,15}", re.ASCII)  # BPF_OBJ_NAME_LEN,
 _SYMBOL: Final = re.compile(r"[A-Za-z0-9_.]{1,128}", re.ASCII)
 # C0 and C1 but tab and line ends, and the marks that reorder text: a source is read by people in the audit log.
 _UNPRINTABLE: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
-_PACKETS: Final = frozenset((known.SOCKET_FILTER, known.SCHED_CLS, known.XDP))
+# Types whose context leads to packets, sockets and what is exchanged with them.
+_PACKETS: Final = frozenset(
+    (known.SOCKET_FILTER, known.SCHED_CLS, known.XDP, known.CGROUP_SKB, known.CGROUP_SOCK, known.CGROUP_SOCK_ADDR)
+) | {known.CGROUP_SOCKOPT, known.SOCK_OPS, known.EXT}
 
 _CPUS: Final = known.possible_cpus()  # now: a confined helper can no longer read it
 
@@ -207,6 +210,8 @@ def _check_map(spec: MapSpec, btf: Btf | None) -> MapFindings:
     if kind is None:
         why = known.REFUSED_MAP_TYPES.get(spec.type, f"unknown map type {spec.type}")
         raise refuse("map-type", why, why.partition(":")[0])
+    if kind.name == "prog_array" and not spec.id:
+        raise refuse("map-type", "prog_array: there is nothing to fill a new one with", kind.name)
     for what in ("key_size", "value_size", "max_entries", "flags", "key_btf", "value_btf", "id"):
         _u32(getattr(spec, what), what, spec.name)
     if spec.id:  # the kernel made it: sizes and flags were fine
@@ -276,7 +281,7 @@ def _check_program(
         targets, enforceable = attach_targets(spec)
         check_target(spec, kernel)
         insns = decode(spec.insns)
-        facts = analyse(insns, bundle.maps, kernel, packets=spec.type in _PACKETS)
+        facts = analyse(insns, bundle.maps, kernel, packets=spec.type in _PACKETS, replaces=spec.type == known.EXT)
         _check_constants(facts, maps)
         names = _check_debug_info(spec, insns, facts, btf)
         _check_declared(spec.declared, facts.found, len(maps))

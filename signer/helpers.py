@@ -29,7 +29,8 @@ CLASSES: Final[Mapping[str, str]] = {
     "kptr": "kernel objects kept in maps",
     "read-packet": "packets of a network interface, without changing them",
     "network": "packets and sockets, reading and changing",
-    "control": "loads programs, looks up symbols, runs other programs",
+    "tail-call": "goes on in another program of a program array, whichever is there then",
+    "control": "loads programs, looks up symbols",
 }
 
 
@@ -69,7 +70,7 @@ _HELPERS: Final = """
 9 skb_store_bytes network
 10 l3_csum_replace network
 11 l4_csum_replace network
-12 tail_call control m2=read
+12 tail_call tail-call m2=read
 13 clone_redirect network
 14 get_current_pid_tgid identity
 15 get_current_uid_gid identity
@@ -290,7 +291,7 @@ HELPERS: Final[Mapping[int, Helper]] = {h.id: h for h in map(_helper, _HELPERS.s
 HELPER_BY_NAME: Final[Mapping[str, Helper]] = {h.name: h for h in HELPERS.values()}
 
 # Never signed: what these reach was not analysed (other programs, anything that bpf(2) can do).
-FORBIDDEN_HELPERS: Final = frozenset(("tail_call", "sys_bpf", "sys_close", "user_ringbuf_drain"))
+FORBIDDEN_HELPERS: Final = frozenset(("sys_bpf", "sys_close", "user_ringbuf_drain"))
 
 # Classes of kfuncs that do more than their name must say; policy grants kfuncs by name in any case.
 KFUNC_CLASSES: Final[Mapping[str, str]] = {
@@ -355,6 +356,7 @@ MAP_TYPES: Final[Mapping[int, MapType]] = {
     for t in (
         MapType(1, "hash", "hash", -1, -1, NO_PREALLOC | _ACCESS),
         MapType(2, "array", "array", 4, -1, MMAPABLE | _ACCESS),
+        MapType(3, "prog_array", "array", 4, 4, 0),
         MapType(4, "perf_event_array", "array", 4, 4, PRESERVE_ELEMS),
         MapType(5, "percpu_hash", "hash", -1, -1, NO_PREALLOC | _ACCESS, percpu=True),
         MapType(6, "percpu_array", "array", 4, -1, _ACCESS, percpu=True),
@@ -377,7 +379,6 @@ MAP_TYPE_BY_NAME: Final[Mapping[str, MapType]] = {t.name: t for t in MAP_TYPES.v
 
 # Why the other types are refused, for the message.
 REFUSED_MAP_TYPES: Final[Mapping[int, str]] = {
-    3: "prog_array: tail calls reach code that was not analysed",
     12: "array_of_maps: inner maps are not in the bundle",
     13: "hash_of_maps: inner maps are not in the bundle",
     14: "devmap",
@@ -398,7 +399,9 @@ REFUSED_MAP_TYPES: Final[Mapping[int, str]] = {
 
 # Program types
 SCHED_CLS, TRACEPOINT, XDP, PERF_EVENT, RAW_TRACEPOINT = 3, 5, 6, 7, 17
-SOCKET_FILTER, KPROBE, TRACING, LSM, SYSCALL = 1, 2, 26, 29, 31
+SOCKET_FILTER, KPROBE, TRACING, EXT, LSM, SYSCALL = 1, 2, 26, 28, 29, 31
+CGROUP_SKB, CGROUP_SOCK, SOCK_OPS, CGROUP_DEVICE, CGROUP_SOCK_ADDR = 8, 9, 13, 15, 18
+CGROUP_SYSCTL, CGROUP_SOCKOPT = 23, 25
 PROGRAM_TYPES: Final[Mapping[int, str]] = {
     SOCKET_FILTER: "socket_filter",
     KPROBE: "kprobe",
@@ -406,13 +409,53 @@ PROGRAM_TYPES: Final[Mapping[int, str]] = {
     TRACEPOINT: "tracepoint",
     XDP: "xdp",
     PERF_EVENT: "perf_event",
+    CGROUP_SKB: "cgroup_skb",
+    CGROUP_SOCK: "cgroup_sock",
+    SOCK_OPS: "sock_ops",
+    CGROUP_DEVICE: "cgroup_device",
     RAW_TRACEPOINT: "raw_tracepoint",
+    CGROUP_SOCK_ADDR: "cgroup_sock_addr",
+    CGROUP_SYSCTL: "cgroup_sysctl",
+    CGROUP_SOCKOPT: "cgroup_sockopt",
     TRACING: "tracing",
+    EXT: "ext",
     LSM: "lsm",
     SYSCALL: "syscall",
 }
 
-# Expected attach types
+# Expected attach types. Those of cgroups begin with 0, which for every other type stands for none.
+CGROUP_ATTACH: Final[Mapping[int, Mapping[int, str]]] = {
+    CGROUP_SKB: {0: "cgroup_inet_ingress", 1: "cgroup_inet_egress"},
+    CGROUP_SOCK: {
+        2: "cgroup_inet_sock_create",
+        12: "cgroup_inet4_post_bind",
+        13: "cgroup_inet6_post_bind",
+        34: "cgroup_inet_sock_release",
+    },
+    SOCK_OPS: {3: "cgroup_sock_ops"},
+    CGROUP_DEVICE: {6: "cgroup_device"},
+    CGROUP_SOCK_ADDR: {
+        8: "cgroup_inet4_bind",
+        9: "cgroup_inet6_bind",
+        10: "cgroup_inet4_connect",
+        11: "cgroup_inet6_connect",
+        14: "cgroup_udp4_sendmsg",
+        15: "cgroup_udp6_sendmsg",
+        19: "cgroup_udp4_recvmsg",
+        20: "cgroup_udp6_recvmsg",
+        29: "cgroup_inet4_getpeername",
+        30: "cgroup_inet6_getpeername",
+        31: "cgroup_inet4_getsockname",
+        32: "cgroup_inet6_getsockname",
+        49: "cgroup_unix_connect",
+        50: "cgroup_unix_sendmsg",
+        51: "cgroup_unix_recvmsg",
+        52: "cgroup_unix_getpeername",
+        53: "cgroup_unix_getsockname",
+    },
+    CGROUP_SYSCTL: {18: "cgroup_sysctl"},
+    CGROUP_SOCKOPT: {21: "cgroup_getsockopt", 22: "cgroup_setsockopt"},
+}
 TRACE_RAW_TP, TRACE_FENTRY, TRACE_FEXIT, MODIFY_RETURN, LSM_MAC, TRACE_ITER = range(23, 29)
 ATTACH_XDP, ATTACH_PERF_EVENT, KPROBE_MULTI, TCX_INGRESS, TCX_EGRESS, UPROBE_MULTI = 37, 41, 42, 46, 47, 48
 KPROBE_SESSION, UPROBE_SESSION, TRACE_FSESSION = 56, 57, 58
@@ -433,7 +476,7 @@ ATTACH_TYPES: Final[Mapping[int, str]] = {
     KPROBE_SESSION: "kprobe_session",
     UPROBE_SESSION: "uprobe_session",
     TRACE_FSESSION: "fsession",
-}
+} | {number: name for table in CGROUP_ATTACH.values() for number, name in table.items() if number}
 
 SLEEPABLE: Final = 1 << 4
 PROGRAM_FLAGS: Final = SLEEPABLE | 1 << 5  # XDP_HAS_FRAGS; the others are for tests or switch checks off

@@ -20,6 +20,7 @@ import msgspec
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.bundle import Bundle, MapSpec, ProgramSpec
+from bpfseal.signer.program_target import program_target
 
 MAGIC = b"bpfseal\x01"
 
@@ -173,7 +174,7 @@ def build(bundle: Bundle, record: int) -> tuple[bytes, Layout]:
         parts.append(struct.pack("<IxxxxQQQIxxxx", 0, key, data.put(_initial(maps[i])), 0, i))
     parts += [struct.pack("<II", 0, i) for i in frozen]
     parts += [_program_attr(p, data) for p in programs]
-    modules = tuple(_module_target(i, p, data) for i, p in enumerate(programs) if p.attach_module)
+    modules = tuple(_module_target(i, p, data) for i, p in enumerate(programs) if _in_module(p))
     blob = b"".join(parts)
     assert len(blob) == data.start
     layout = Layout(
@@ -228,6 +229,7 @@ def _program_attr(spec: ProgramSpec, data: _Data) -> bytes:
     if not spec.insns or len(spec.insns) % 8:
         raise BpfsealError(f"program {spec.name}: {len(spec.insns)} bytes are no instructions")
     licence = spec.license.encode() + b"\0"
+    program = program_target(spec.attach_module)
     try:
         return struct.pack(
             "<IIQQIIQII16sIIIIQIIQIIIIQQII",
@@ -251,7 +253,7 @@ def _program_attr(spec: ProgramSpec, data: _Data) -> bytes:
             data.put(spec.line_info),
             len(spec.line_info) // 16,
             spec.attach_btf_id,
-            0,  # attach_btf_obj_fd
+            program.fd if program else 0,  # attach_prog_fd, attach_btf_obj_fd
             0,  # core_relo_cnt
             FDS,  # fd_array
             0,  # core_relos
@@ -264,6 +266,10 @@ def _program_attr(spec: ProgramSpec, data: _Data) -> bytes:
 
 BTF_KIND_TYPEDEF = 8
 BTF_KIND_FUNC = 12
+
+
+def _in_module(spec: ProgramSpec) -> bool:
+    return bool(spec.attach_module) and program_target(spec.attach_module) is None
 
 
 def _module_target(index: int, spec: ProgramSpec, data: _Data) -> ModuleTarget:

@@ -22,7 +22,16 @@ NEUTRAL: Final[dict[int, frozenset[int]]] = {
     known.XDP: frozenset((2,)),  # XDP_PASS
     # TCX_NEXT, and TCX_PASS, which is TC_ACT_OK: nobody behind sees the packet, but it goes on
     known.SCHED_CLS: frozenset((0xFFFFFFFF, 0)),
+    # 1 allows. More bits tell of congestion, or spare a bind() its privilege (include/linux/bpf-cgroup.h).
+    **dict.fromkeys(
+        (known.CGROUP_SKB, known.CGROUP_SOCK, known.CGROUP_DEVICE, known.CGROUP_SOCK_ADDR, known.CGROUP_SOCKOPT),
+        frozenset((1,)),
+    ),
+    known.CGROUP_SYSCTL: frozenset(),  # the context has the position in the file, which moves what is read or written
+    known.SOCK_OPS: frozenset(),  # the result answers questions of TCP's, each with a neutral value of its own
+    known.EXT: frozenset(),  # stands in for a function of which nothing is known
 }
+_TAIL_CALL: Final = 12
 _MAX_STEPS: Final = 1 << 18
 _U64: Final = (1 << 64) - 1
 
@@ -50,6 +59,8 @@ def decides(type: int, insns: list[Insn], flow: Flow) -> bool:
                 if known_here.get(0, -1) & _U64 not in _widened(neutral):
                     return True
                 break
+            if kind == isa.OP_HELPER and insns[at].imm == _TAIL_CALL:
+                return True  # another program's result counts
             step = _effect(insns, at, kind, known_here)
             after = _after(insns, flow, at, kind, step)
             if len(after) == 1 and not flow.leaders[after[0]]:

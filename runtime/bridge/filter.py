@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import signal
 import struct
 
 from bpfseal.errors import BpfsealError
@@ -20,8 +19,11 @@ from bpfseal.signer.syscall import address_of, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Collection, Mapping
     from typing import Final
+else:
+    import _signal as signal  # without the enums of numbers, which take longer than everything else here
 
 _SET_MODE_FILTER: Final = 1
 _NEW_LISTENER: Final = 1 << 3

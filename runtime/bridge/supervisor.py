@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 
 from bpfseal.runtime.bridge.filter import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Sequence
     from typing import Final
 
     from bpfseal.runtime.bridge.carrier import Carrier
+    from bpfseal.runtime.bridge.listener import Listener
     from bpfseal.runtime.sealing import Sealer
+else:
+    import _signal as signal
 
 FORWARDED: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _SIGNALFD_INFO: Final = 128
@@ -35,6 +38,7 @@ class Supervisor:
         self._policy = policy
         self._unsafe = unsafe
         self._verbose = verbose
+        self._listener: Listener | None = None
         self._sealer: Sealer | None = None
         self._carrier: Carrier | None = None
 
@@ -59,31 +63,28 @@ class Supervisor:
     def _serve(self, command: Command, signals: int) -> None:
         import select
 
-        from bpfseal.runtime.bridge.listener import Listener
-
-        listener = Listener(command.listener)
         poll = select.poll()
         for fd in (command.listener, command.pidfd, signals):
             poll.register(fd, select.POLLIN)
         while True:
             events = poll.poll(None if self._carrier else _GRACE_MS if self._sealer is None else 0)
             if not events:
-                self._prepare()
+                self._prepare(command)
             ready = dict(events)
             if signals in ready:
                 _forward(os.read(signals, _SIGNALFD_INFO), command)
             stopped = ready.get(command.listener, 0)
             if stopped & select.POLLIN:
-                if (call := listener.receive()) is not None:
-                    while self._carrier is None:
-                        self._prepare()
-                    self._carrier.answer(listener, call)
+                while self._carrier is None or self._listener is None:
+                    self._prepare(command)
+                if (call := self._listener.receive()) is not None:
+                    self._carrier.answer(self._listener, call)
             elif command.pidfd in ready:
                 return
             elif stopped:  # nobody is left under the filter
                 poll.unregister(command.listener)
 
-    def _prepare(self) -> None:
+    def _prepare(self, command: Command) -> None:
         """The next step towards carrying programs over: the helper's start, then everything else."""
         if self._sealer is None:
             from bpfseal.runtime.sealing import Sealer, Signing
@@ -93,7 +94,9 @@ class Supervisor:
             self._sealer.start()
         elif self._carrier is None:
             from bpfseal.runtime.bridge.carrier import Carrier
+            from bpfseal.runtime.bridge.listener import Listener
 
+            self._listener = Listener(command.listener)
             self._carrier = Carrier(self._sealer, verbose=self._verbose)
 
 

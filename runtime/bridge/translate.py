@@ -1,7 +1,8 @@
 """From a copied BPF_PROG_LOAD to a Bundle: descriptors become ids, BTF its bytes.
 
 Maps are named by their kernel ids, which the seal covers; the descriptors that were taken from the tool are held until
-the program is loaded, so that an id stays what it is. Messages that libraries look for are in the kernel's words
+the program is loaded, so that an id stays what it is. A program that is the target of another one is named by id and by
+our copy of its descriptor. Messages that libraries look for are in the kernel's words
 (resolve_pseudo_ldimm64 and bpf_check_attach_target in kernel/bpf/verifier.c).
 """
 
@@ -28,6 +29,8 @@ _MAX_MAPS: Final = 64
 _TRACING, _EXT, _LSM, _STRUCT_OPS = 26, 28, 29, 27
 _TRACE_RAW_TP: Final = 23
 _KEPT_BTF: Final = 8
+_BTF_HEADER: Final = struct.Struct("<HBBIIIII")
+_INFO_BTF_ID: Final = 128  # in struct bpf_prog_info
 
 _BY_INDEX: Final = {PSEUDO_MAP_FD: PSEUDO_MAP_IDX, PSEUDO_MAP_VALUE: PSEUDO_MAP_IDX_VALUE}
 
@@ -44,7 +47,7 @@ class Translator:
         maps = _Maps(tool, load, held)
         insns = maps.rewrite(load.insns)
         maps.bound()
-        target, module = self._target(tool, load)
+        target, module = self._target(tool, load, held)
         debug = bool(load.func_info or load.line_info)
         btf = self._program_btf(tool, load.btf_fd) if debug else b""
         if load.core_relos:
@@ -78,21 +81,25 @@ class Translator:
             data = self._btf.pop(info.id, None) or bpf_info.btf_data(fd, info.size)
         finally:
             os.close(fd)
+        data = _packed(data)
         self._btf[info.id] = data  # ids are not used twice
         if len(self._btf) > _KEPT_BTF:
             del self._btf[next(iter(self._btf))]
         return data
 
-    def _target(self, tool: Tool, load: ProgLoad) -> tuple[str, str]:
-        """Name of what a tracing program is attached to, and the module that it is in."""
-        if load.type in (_EXT, _STRUCT_OPS):
-            what = "other programs" if load.type == _EXT else "the kernel (struct_ops)"
-            raise Unsupported(f"it replaces functions of {what}")
-        if load.type not in (_TRACING, _LSM):
+    def _target(self, tool: Tool, load: ProgLoad, held: list[int]) -> tuple[str, str]:
+        """Name of what a tracing program is attached to, and where that is: `ProgramSpec.attach_module`."""
+        if load.type == _STRUCT_OPS:
+            raise Unsupported("it replaces functions of the kernel (struct_ops)")
+        if load.type not in (_TRACING, _EXT, _LSM):
             if load.attach_btf_id or load.attach_fd:
                 raise ToolError(errno.EINVAL)
             return "", ""
-        module = _module(tool, load.attach_fd) if load.attach_fd else ""
+        place, data = _place(tool, load.attach_fd, held) if load.attach_fd else ("", b"")
+        if load.type == _EXT and not data:
+            raise ToolError(errno.EINVAL)
+        if load.type == _LSM and data:
+            raise Unsupported("its target is another BPF program (attach_prog_fd)")
         from bpfseal.signer import btf as kinds
         from bpfseal.signer.btf import Btf, BtfError
 
@@ -101,14 +108,14 @@ class Translator:
             raise ToolError(errno.EINVAL, "Tracing programs must provide btf_id\n")
         wanted = kinds.TYPEDEF if load.expected_attach_type == _TRACE_RAW_TP else kinds.FUNC
         try:
-            btf = Btf.module(module) if module else Btf.vmlinux()
+            btf = Btf(data) if data else Btf.module(place) if place else Btf.vmlinux()
             name, kind = btf.name(id), btf.kind(id)
         except BtfError:
             raise ToolError(errno.EINVAL, f"attach_btf_id {id} doesn't have a name\n") from None
         if kind != wanted:
             what = "typedef" if wanted == kinds.TYPEDEF else "function"
             raise ToolError(errno.EINVAL, f"attach_btf_id {id} is not a {what}\n")
-        return name, module
+        return name, place
 
 
 class _Maps:
@@ -229,18 +236,45 @@ def _expect(fd: int, kind: str) -> None:
         raise ToolError(errno.EINVAL)
 
 
-def _module(tool: Tool, number: int) -> str:
-    """The module whose type information a descriptor is, empty for the kernel's own."""
+def _place(tool: Tool, number: int, held: list[int]) -> tuple[str, bytes]:
+    """The module whose type information a descriptor is, empty for the kernel's own; or the program that it is, with
+    that one's type information."""
     fd = tool.descriptor(number)
-    try:
-        kind = _kind(fd)
-        if kind == "bpf-prog":
-            raise Unsupported("its target is another BPF program (attach_prog_fd)")
-        if kind != "btf":
-            raise ToolError(errno.EINVAL)
-        info = bpf_info.btf_info(fd)
-    finally:
-        os.close(fd)
+    held.append(fd)
+    kind = _kind(fd)
+    if kind == "bpf-prog":
+        return f"prog-{bpf_info.prog_info(fd).id}@{fd}", _types_of(fd)
+    if kind != "btf":
+        raise ToolError(errno.EINVAL)
+    info = bpf_info.btf_info(fd)
     if not info.kernel:
         raise ToolError(errno.EOPNOTSUPP)
-    return "" if info.name == "vmlinux" else info.name
+    return "" if info.name == "vmlinux" else info.name, b""
+
+
+def _types_of(program: int) -> bytes:
+    """Raises ToolError for a program without type information, as bpf_check_attach_target does."""
+    id = struct.unpack_from("<I", bpf_info.raw_info(program, 232), _INFO_BTF_ID)[0]
+    if not id:
+        raise ToolError(errno.EINVAL, "Tracing program can only be attached to another program annotated with BTF\n")
+    try:
+        fd = bpf_info.fd_by_id("btf", id)
+    except PermissionError:
+        raise Unsupported("looking at its target program's types needs CAP_SYS_ADMIN") from None
+    try:
+        return bpf_info.btf_data(fd, bpf_info.btf_info(fd).size)
+    finally:
+        os.close(fd)
+
+
+def _packed(data: bytes) -> bytes:
+    """Type information with its two sections one after the other. Libraries leave room between them or give a longer
+    header; ids and offsets of names mean the same without. What is not to be understood stays as it is."""
+    if len(data) < _BTF_HEADER.size:
+        return data
+    magic, version, flags, header, types, types_size, strings, strings_size = _BTF_HEADER.unpack_from(data)
+    ends = header + types + types_size, header + strings + strings_size
+    if header < _BTF_HEADER.size or max(ends) > len(data) or any(data[_BTF_HEADER.size : header]):
+        return data
+    head = _BTF_HEADER.pack(magic, version, flags, _BTF_HEADER.size, 0, types_size, types_size, strings_size)
+    return head + data[ends[0] - types_size : ends[0]] + data[ends[1] - strings_size : ends[1]]

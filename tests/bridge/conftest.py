@@ -52,7 +52,7 @@ def bridge(tmp_path: Path, bpf_permitted: None) -> Bridge:
     env = os.environ | {
         "BPFSEAL_SOCKET": str(tmp_path / "none"),  # no system's helper
         "BPFSEAL_AUDIT": str(audit),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}/src:{ROOT}",
     }
     return Bridge(env, audit)
 

@@ -125,7 +125,16 @@ CASES = [
         "helper get_branch_snapshot (perf) is not granted",
         "get_branch_snapshot",
     ),
-    bad("tail-call", ldmap(2, 0) + movi(3, 0) + call("tail_call") + RETURN, "helper", "tail_call reaches"),
+    bad(
+        "tail-call",
+        ldmap(2, 0) + movi(3, 0) + call("tail_call") + RETURN,
+        "policy",
+        "helper tail_call (tail-call) is not granted",
+        "tail_call",
+    ),
+    bad(
+        "tail-call-into-an-unknown-map", ldx(2, 1) + movi(3, 0) + call("tail_call") + RETURN, "map-unknown", "tail_call"
+    ),
     bad("nested-bpf-call", movi(1, 5) + call("sys_bpf") + RETURN, "helper", "sys_bpf reaches"),
     bad("call-kfunc-not-allowed", kfunc(IDS["bpf_modify_return_test_tp"]) + EXIT, "attributes", "kfunc"),
     bad("kfunc-id-of-a-variable", kfunc(IDS["jiffies"]) + EXIT, "kfunc", "which is not a function"),

@@ -170,7 +170,7 @@ CASES = [
     says("attributes-1000-kfuncs", "not the name of a kfunc", kfuncs=tuple(f"k{i}" for i in range(1000))),
     says("attributes-operation-of-a-megabyte", "on map 0", maps=((0, ("x" * (1 << 20),)),)),
     says("attributes-unknown-helper", "declares the unknown helper 'magic'", helpers=("magic", "map_lookup_elem")),
-    says("attributes-tail-call", "declares the unknown helper 'tail_call'", helpers=("map_lookup_elem", "tail_call")),
+    says("attributes-nested-bpf", "declares the unknown helper 'sys_bpf'", helpers=("map_lookup_elem", "sys_bpf")),
     says("attributes-map-past-end", "on map 7", maps=((0, ("read", "write")), (7, ("read",)))),
     says("attributes-unknown-operation", "on map 0", maps=((0, ("execute", "read", "write")),)),
     Case("bytes-empty", lambda: b"", "decode", "not a bundle"),

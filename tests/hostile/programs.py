@@ -53,7 +53,7 @@ def calls(helper: str, insns: bytes) -> Bundle:
 CASES = [
     bad("type-swap", "attach", "a kprobe program cannot be attached as perf_tracepoint", type=known.KPROBE),
     bad("type-swap-to-xdp", "attach", "cannot be attached as perf_tracepoint", type=known.XDP),
-    bad("type-ext", "program-type", "program type 28", type=28),
+    bad("type-ext-of-nothing", "attach-btf", "no function of a program", type=28),
     bad("type-struct-ops", "program-type", "program type 27", type=27),
     bad("type-of-tomorrow", "program-type", "program type 77", type=77),
     bad("attach-type-swap", "attach-type", "attach type 24 does not fit a tracepoint", expected_attach_type=24),

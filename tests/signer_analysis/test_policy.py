@@ -108,7 +108,7 @@ MISTAKES = [
     ("\n\nrules = 3\n", 3, "rules is not a key of a policy"),
     ("[[rule]]\nuid = 0\nporbes = '*'\n", 3, "porbes is not a key of a rule"),
     ("[[rule]]\nuid = 0\n[[rule]]\nuid = 0\nclasses = ['map', 'reed']\n", 5, "'reed', which does not exist"),
-    ("[[rule]]\nuid = 0\nhelpers = 'tail_call'\n", 3, "'tail_call', which does not exist"),
+    ("[[rule]]\nuid = 0\nhelpers = 'sys_bpf'\n", 3, "'sys_bpf', which does not exist"),
     ("[[rule]]\nuid = 0\nmap_types = ['hash', 'arena']\n", 3, "'arena', which does not exist"),
     ("[[rule]]\nuid = -1\n", 2, "uid is not a number"),
     ("[[rule]]\nuid = true\n", 2, "uid is not a number"),

@@ -1,0 +1,225 @@
+"""Inside a test kernel that enforces signatures: real tools, by themselves and under `bpfseal exec`.
+
+`battery.py OBJECTS [TOOL…]` prints one JSON object for each tool: version, whether it worked alone and under the
+bridge, what it said, programs loaded, records in the audit log. OBJECTS has the compiled `pass.bpf.o`, `look.bpf.o` and
+`count.bpf.o`; BCC_KERNEL_SOURCE the headers for bcc, BPFSEAL_TEST_BPFTRACE the command of another bpftrace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+AUDIT = Path("/var/log/bpfseal/audit.jsonl")
+KEPT = 600  # characters of what a tool said
+SCRIPT = (
+    'kprobe:vfs_read { @reads = count(); } tracepoint:syscalls:sys_enter_openat { @opens = count(); } '
+    'BEGIN { printf("began\\n"); } interval:s:2 { exit(); }'
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tool:
+    """`works`: what its output has when it does its work. `undo` is run after each try, by the shell as well."""
+
+    name: str
+    version: str
+    command: str
+    works: str
+    undo: str = ""
+    limit: float = 90
+    needs: str = ""  # program that must be there
+    quiet: bool = False  # says nothing of EPERM when it is refused
+
+
+def tools(objects: str) -> list[Tool]:
+    at = shlex.quote(objects)
+    headers = os.environ.get("BCC_KERNEL_SOURCE", "")
+
+    def bcc(name: str, arguments: str, works: str) -> Tool:
+        version = "dpkg-query -W -f '${Version}' bpfcc-tools"
+        needs = f"{name}-bpfcc" if headers else "no headers for bcc"
+        # bcc tools end well by Ctrl-C, and not all of them have a duration
+        return Tool(f"bcc {name}", version, f"{name}-bpfcc {arguments}", works, limit=240, needs=needs)
+
+    version = "bpftool version | head -1"
+    table = [
+        Tool("bpftrace", "bpftrace --version", f"bpftrace -e {shlex.quote(SCRIPT)}", r"began\n(.*\n)*@opens: [1-9]"),
+        Tool(
+            "bpftrace fentry",
+            "bpftrace --version",
+            "bpftrace -e 'kfunc:vfs_read { @reads = count(); } interval:s:2 { exit(); }'",
+            r"@reads: [1-9]",
+            needs="bpftrace",
+        ),
+        bcc("opensnoop", "-d 4", r"(?m)^\d+ +\S+ +\d+ +0 /"),
+        bcc("execsnoop", "& s=$!; sleep 12; kill -INT $s; wait $s", r"(?m)^true +\d+ +\d+ +0"),
+        bcc("biolatency", "4 1", r"usecs +: count"),
+        bcc("tcpconnect", "& s=$!; sleep 15; kill -INT $s; wait $s", r"127\.0\.0\.1 +127\.0\.0\.1"),
+        bcc("funccount", "-d 3 'vfs_read*'", r"vfs_read +\d+"),
+        bcc("profile", "-F 49 4", r"- +\S+ \(\d+\)\n +\d+"),
+        Tool("bpftool prog load", version, f"bpftool prog load {at}/count.bpf.o /sys/fs/bpf/batt && "
+             "bpftool prog show pinned /sys/fs/bpf/batt", r"tracepoint +name opens", "rm -f /sys/fs/bpf/batt"),
+        Tool("bpftool prog attach", version,
+             f"bpftool prog load {at}/pass.bpf.o /sys/fs/bpf/batt type xdp && "
+             "bpftool net attach xdpgeneric pinned /sys/fs/bpf/batt dev v1 && bpftool net show dev v1",
+             r"v1\(\d+\) generic id \d+", "bpftool net detach xdpgeneric dev v1; rm -f /sys/fs/bpf/batt"),
+        Tool("ip link set xdpgeneric obj", "ip -V",
+             f"ip link set dev v1 xdpgeneric obj {at}/pass.bpf.o sec xdp && ip link show v1", r"prog/xdp id \d+",
+             "ip link set dev v1 xdpgeneric off"),
+        Tool("tc filter bpf", "tc -V",
+             f"tc filter add dev v1 ingress bpf direct-action obj {at}/look.bpf.o sec classifier && "
+             "tc filter show dev v1 ingress", r"direct-action.* id \d+", "tc filter del dev v1 ingress"),
+        Tool("xdp-loader", "xdp-loader --version",
+             f"xdp-loader load -m skb v1 {at}/pass.bpf.o -s xdp && xdp-loader status v1", r"v1 .*(skb|dispatcher)",
+             "xdp-loader unload v1 --all", quiet=True),
+        Tool("xdp-filter", "xdp-filter --version",
+             "xdp-filter load -m skb v1 && xdp-filter port 4 -m dst && xdp-filter status",
+             r"xdpfilt_\w+\s+v1", "xdp-filter unload v1"),
+        Tool("xdpdump", "xdpdump --version",
+             f"xdp-loader load -m skb v1 {at}/pass.bpf.o -s xdp; timeout -s INT 15 xdpdump -i v1 -c 4 -x",
+             r"entry|@entry|@pass|@xdp", "xdp-loader unload v1 --all"),
+        Tool("systemd (user manager)", "systemctl --version | head -1", SYSTEMD, r"(?s)cat: /dev/null2.*not permitted",
+             limit=200, needs="systemd-run", quiet=True),
+    ]  # fmt: skip
+    if other := os.environ.get("BPFSEAL_TEST_BPFTRACE"):
+        table[2:2] = [Tool("bpftrace (another)", f"{other} --version", f"{other} -e {shlex.quote(SCRIPT)}",
+                           r"began\n(.*\n)*@opens: [1-9]")]  # fmt: skip
+    return table
+
+
+# A device that the unit may not open: systemd has a program of type cgroup_device for that.
+SYSTEMD = """\
+export XDG_RUNTIME_DIR=/run/user/0; mkdir -p $XDG_RUNTIME_DIR; mknod -m 666 /dev/null2 c 1 3 2>/dev/null
+mkdir -p /sys/fs/cgroup/batt; (echo 0 > /sys/fs/cgroup/batt/cgroup.procs; exec setsid /lib/systemd/systemd --user) &
+manager=$!
+for i in $(seq 60); do [ -S $XDG_RUNTIME_DIR/systemd/private ] && break; sleep 1; done
+systemd-run --user --pipe --wait -q -p DevicePolicy=strict -p 'DeviceAllow=/dev/null rw' cat /dev/null2
+echo "status $?"
+systemd-run --user --pipe --wait -p IPAccounting=yes -p IPAddressDeny=any true
+kill -9 $manager; wait $manager
+"""
+
+
+def run(command: list[str], limit: float) -> tuple[str, float]:
+    """What a command wrote, in the order of writing; seconds. After `limit` all that came from it is killed."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        out, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(3)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        out, _ = process.communicate()
+        out += b"\n[over its time]\n"
+    return out.decode(errors="replace"), time.monotonic() - started
+
+
+def one(tool: Tool, exec_: list[str]) -> dict[str, object]:
+    first = (tool.needs or shlex.split(tool.command)[0]).partition(" ")[0]
+    row: dict[str, object] = {"tool": tool.name, "kernel": os.uname().release}
+    if shutil.which(first) is None:
+        return row | {"skipped": f"no {tool.needs or first}"}
+    words, _ = run(["sh", "-c", tool.version], 60)
+    numbers = re.findall(r"\d+\.\d+[\w.+-]*", words)
+    row["version"] = numbers[0] if numbers else words.strip()[:60]
+    pattern = re.compile(tool.works)
+    out, took = run(["sh", "-c", tool.command], tool.limit)
+    run(["sh", "-c", tool.undo or "true"], 60)
+    row |= {"alone": bool(pattern.search(out)), "alone_said": _said(out), "alone_s": round(took, 1)}
+    before = AUDIT.stat().st_size
+    out, took = run([*exec_, "sh", "-c", tool.command], tool.limit)
+    run([*exec_, "sh", "-c", tool.undo] if "unload" in tool.undo else ["sh", "-c", tool.undo or "true"], 60)
+    own = [line for line in out.splitlines() if line.startswith("bpfseal: ")]
+    rest = "\n".join(line for line in out.splitlines() if not line.startswith("bpfseal: "))
+    with open(AUDIT) as log:
+        log.seek(before)
+        records = [json.loads(line) for line in log]
+    row |= {
+        "exec": bool(pattern.search(rest)),
+        "exec_said": _said(rest),
+        "exec_s": round(took, 1),
+        "loaded": sum("loaded program" in line for line in own),
+        "types": sorted({m[1] for line in own if (m := re.search(r"loaded program .*, type (\d+)", line))}, key=int),
+        "refused": sorted({re.sub(r"\[\d+\]", "", line) for line in own if "refused program" in line}),
+        "by_kernel": sorted({re.sub(r"\[\d+\]", "", line) for line in own if "kernel refused" in line}),
+        "audited": sum(r["event"] == "seal" and "// program of " in r.get("source", "") for r in records),
+    }
+    return row
+
+
+def _said(text: str) -> str:
+    kept = [x for x in text.splitlines() if not re.search(r"warning:|note:|^In file|^\s*\^|^#define|^extern", x)]
+    return "\n".join(kept)[-KEPT:]
+
+
+@contextlib.contextmanager
+def activity() -> Iterator[None]:
+    """Something to see: files, programs, connections, packets on v0, reads of a disk."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import battery; battery.work()"
+    process = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent)], start_new_session=True)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def work() -> None:
+    packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    packets.bind(("v0", 0))
+    frame = b"\xff" * 6 + b"\2\0\0\0\0\1" + b"\x08\x06" + bytes(46)
+    while True:
+        subprocess.run(["true"], check=False)
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", 9), 1)
+        with contextlib.suppress(OSError):
+            packets.send(frame)
+        with contextlib.suppress(OSError):
+            disk = os.open("/dev/loop0", os.O_RDONLY | os.O_DIRECT)
+            import mmap
+
+            os.preadv(disk, [mmap.mmap(-1, 4096)], 0)
+            os.close(disk)
+        time.sleep(0.2)
+
+
+def prepare() -> None:
+    for command in (
+        "modprobe veth; ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up; ip link set lo up",
+        "modprobe sch_ingress; modprobe cls_bpf; tc qdisc add dev v1 clsact",
+        "modprobe loop; truncate -s 64M /dev/shm/disk; losetup /dev/loop0 /dev/shm/disk",
+        "[ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd",
+    ):
+        subprocess.run(["sh", "-c", command], check=False, capture_output=True)
+
+
+def main() -> None:
+    os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+    os.environ["PYTHONUNBUFFERED"] = "1"  # bcc's tools write to a pipe
+    exec_ = [sys.executable, "-m", "bpfseal", "exec", "-v", "--"]
+    prepare()
+    with activity():
+        for tool in tools(sys.argv[1]):
+            if len(sys.argv) == 2 or any(word in tool.name for word in sys.argv[2:]):
+                print(json.dumps(one(tool, exec_)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
