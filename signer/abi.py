@@ -14,8 +14,9 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import bpf
@@ -31,8 +32,7 @@ _VALUE = b"bpfseal?"
 _GOOD = (0, errno.EPERM)
 
 
-@dataclass(frozen=True)
-class Abi:
+class Abi(Struct, frozen=True):
     """`excl` is set for version 1, `why` (one clause) for version 0. `can_verify`: the kernel looks at signatures,
     though it may have refused this one (a key it does not know, an algorithm it lacks)."""
 

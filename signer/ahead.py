@@ -17,8 +17,9 @@ import hashlib
 import os
 import socket
 import time
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import harden, loader, protocol
@@ -43,8 +44,7 @@ _MAX_BTF = 64 << 20
 _RUNNING = "/sys/kernel/btf/vmlinux"
 
 
-@dataclass(frozen=True)
-class Signer:
+class Signer(Struct, frozen=True):
     """A key with its certificate as a leaf that does not end by itself, and the `chain` behind it (DER, its own
     certificate first)."""
 
@@ -78,8 +78,7 @@ class Signer:
         return cls(leaf, chain)
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """The kernel that files are sealed for. `excl` where its type information has it: then ABI 1 can be served."""
 
     btf: Btf

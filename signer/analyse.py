@@ -16,10 +16,11 @@ it does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from operator import or_
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from bpfseal.signer import btf as btf_kinds
 from bpfseal.signer.btf import Btf, BtfError
@@ -77,8 +78,7 @@ class Kfunc(NamedTuple):
     writes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """What was found in one program.
 
     found      in the form of the declared attributes

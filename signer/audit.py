@@ -22,8 +22,9 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from bpfseal.errors import BpfsealError
 
@@ -39,8 +40,7 @@ class AuditError(BpfsealError):
     """The log cannot be written, so nothing can be signed."""
 
 
-@dataclass(frozen=True)
-class Checkpointer:
+class Checkpointer(Struct, frozen=True):
     """How checkpoints are signed: the root's certificate (DER) and its signature function."""
 
     certificate: bytes

@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.audit import GENESIS, checkpoint_text
@@ -29,8 +30,7 @@ _REQUIRED: dict[str, tuple[type, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """Something wrong. `kind` is one of: unreadable, edited, missing, reordered, duplicated, torn, time, checkpoint,
     truncated, replaced, start."""
 
@@ -42,8 +42,7 @@ class Finding:
         return f"{self.where}: {self.kind}: {self.text}"
 
 
-@dataclass
-class Report:
+class Report(Struct):
     """What verification found. `head` is the last good record; `anchored_to` the last one that something outside the
     log or a trusted root vouches for, 0 for none; `notes` are remarks, not defects."""
 

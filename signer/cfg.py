@@ -7,8 +7,9 @@ that nothing reaches is refused, and so is recursion, before the kernel is asked
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from bpfseal.signer.insn import (
     FORMS,
@@ -30,8 +31,7 @@ MAX_SUBPROGRAMS: Final = 256  # BPF_MAX_SUBPROGS
 _CONTROL_CODES: Final = frozenset(code for code in range(256) if code & 7 in (JMP, JMP32)) | {LD_IMM64, 0}
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(Struct, frozen=True):
     """Shape of a program.
 
     starts    first slot of each subprogram, ascending; the main program is at 0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from bpfseal.signer import helpers as known
 from bpfseal.signer.analyse import Facts, Kernel, analyse
@@ -45,8 +46,7 @@ _CPUS: Final = known.possible_cpus()  # now: a confined helper can no longer rea
 Symbols = Callable[[str], Collection[int]]
 
 
-@dataclass(frozen=True, slots=True)
-class MapFindings:
+class MapFindings(Struct, frozen=True):
     """One map. `size` is the memory that it may take, in bytes; `classes` what members of its values need. With an
     `id` it exists already: it takes no more memory, and what is known of it is the client's word."""
 
@@ -58,8 +58,7 @@ class MapFindings:
     id: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramFindings:
+class ProgramFindings(Struct, frozen=True):
     """One program, after analysis.
 
     attributes   declared, and so at least the found; the found if none were declared
@@ -84,8 +83,7 @@ class ProgramFindings:
     subprograms: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
+class Findings(Struct, frozen=True):
     """A bundle that passed: what is in it, in numbers and names. `insns` is the total over all programs."""
 
     programs: tuple[ProgramFindings, ...]

@@ -11,7 +11,8 @@ import fcntl
 import hashlib
 import os
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 # Larger ones are not hashed.
 MAX_BYTES = 256 << 20
@@ -21,8 +22,7 @@ FS_IOC_MEASURE_VERITY = 3 << 30 | 4 << 16 | ord("f") << 8 | 134
 _SHA256 = 1
 
 
-@dataclass(frozen=True)
-class Executable:
+class Executable(Struct, frozen=True):
     """None where it cannot be read, or where the file has no fs-verity digest."""
 
     path: str | None = None

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Final
+
+from msgspec import Struct
 
 from bpfseal.signer import insn as isa
 from bpfseal.signer.bundle import MapSpec
@@ -33,8 +34,7 @@ _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 _PT_REGS: Final = {"x86_64": 120, "aarch64": 280}
 
 
-@dataclass(frozen=True, slots=True)
-class _Const:
+class _Const(Struct, frozen=True):
     """Address in the value of a frozen map, which nobody can change."""
 
     map: int

@@ -14,7 +14,8 @@ import ctypes
 import os
 import resource
 import signal
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import landlock, seccomp
@@ -42,8 +43,7 @@ class HardenError(BpfsealError):
     """A protection that the helper does not run without could not be had."""
 
 
-@dataclass(frozen=True)
-class Confinement:
+class Confinement(Struct, frozen=True):
     """What is left to the helper.
 
     uid, gid      to become, None to stay (not root)

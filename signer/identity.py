@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """A peer of the helper. Nothing in here comes from a message.
 
     uid, gid, groups  credentials of the message; groups are the supplementary ones

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bpfseal.signer.syscall import syscall
 
@@ -47,8 +48,7 @@ def describe(serial: int) -> str:
     return buffer.value.decode(errors="replace")
 
 
-@dataclass
-class Rings:
+class Rings(Struct):
     """The helper's two keyrings, by serial."""
 
     root: int

@@ -13,12 +13,12 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec import Struct
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import pkcs7
@@ -118,8 +118,7 @@ def open_root(source: str) -> tuple[pkcs7.SigningKey | None, str]:
     return SoftKey.read(source), "file"
 
 
-@dataclass
-class Leaf:
+class Leaf(Struct):
     """One certified leaf. `ring_key` is its serial in the leaf ring (0: no ring); `until_ns` is on the boot clock."""
 
     key: pkcs7.SigningKey
@@ -129,7 +128,7 @@ class Leaf:
     born_ns: int
     until_ns: int
     ring_key: int = 0
-    id: bytes = field(init=False)
+    id: bytes = b""
 
     def __post_init__(self) -> None:
         self.id = hashlib.sha256(self.certificate).digest()

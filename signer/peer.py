@@ -13,7 +13,8 @@ import os
 import select
 import socket
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.executable import Executable, Executables
@@ -72,8 +73,7 @@ def _cgroup_path(pid: int) -> str:
     return ""
 
 
-@dataclass
-class Piece:
+class Piece(Struct):
     """One read from a socket: the bytes and the sender (pid, uid, gid, pidfd or -1)."""
 
     data: bytes

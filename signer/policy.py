@@ -11,8 +11,9 @@ import hashlib
 import os
 import stat
 import time
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from bpfseal.signer import helpers as known
 from bpfseal.signer.bundle import SealRequest
@@ -26,8 +27,7 @@ SETTLE_NS: Final = 200_000_000
 __all__ = ["Decision", "Patterns", "Policy", "PolicyError", "PolicyFile", "Rule", "decide", "explain"]
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """allowed or not; `rule` that decided ("" if none was for this identity); `reasons` for a refusal, notes
     otherwise; `lifetime` in seconds and seals `per_minute` that the rule grants."""
 
@@ -38,8 +38,7 @@ class Decision:
     per_minute: int = 0
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(Struct, frozen=True):
     """Rules in the order of the file. `digest`: sha256 of the text, for audit records."""
 
     rules: tuple[Rule, ...]

@@ -7,7 +7,6 @@ import pwd
 import re
 import tomllib
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from typing import Any, Final
 
 from bpfseal.signer import helpers as known
@@ -217,4 +216,4 @@ _KEYS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
     "per_minute": ("per_minute", _number(0, 1_000_000)),
 }
 _IDENTITY: Final = ("uid", "user", "gid", "group", "cgroup", "exe", "exe_sha256", "exe_verity")
-assert {member for member, _ in _KEYS.values()} == {f.name for f in fields(Rule)} - {"line"}
+assert {member for member, _ in _KEYS.values()} == set(Rule.__struct_fields__) - {"line"}

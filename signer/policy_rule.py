@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import helpers as known
@@ -48,8 +49,7 @@ class Patterns:
 _NONE: Final = Patterns()
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One rule. Empty identity fields match anyone; a rule without any needs `anyone`.
 
     lifetime     longest life of a seal in seconds

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import bundle as wire
@@ -27,8 +28,7 @@ from bpfseal.signer.refusal import Refusal
 DEFAULT_LIFETIME = 60
 
 
-@dataclass
-class Outcome:
+class Outcome(Struct):
     """What became of a request: the reply, and the record that has to be on disk before it leaves."""
 
     reply: protocol.Reply
@@ -37,8 +37,7 @@ class Outcome:
     allowed: bool = False
 
 
-@dataclass(frozen=True)
-class Examined:
+class Examined(Struct, frozen=True):
     """A request after analysis and policy: a decision about a bundle, or the refusal of bytes or bytecode."""
 
     record: dict[str, Any]

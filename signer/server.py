@@ -16,7 +16,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from bpfseal.signer import protocol
 from bpfseal.signer.executable import Executables
@@ -38,8 +39,7 @@ LARGE_PER_USER = 2 * protocol.LIMITS[protocol.LARGE]
 SPARE_DESCRIPTORS = 64
 
 
-@dataclass(eq=False)
-class Connection:
+class Connection(Struct, eq=False):
     """One client. `need` is the body length once the header is there; `until` the current deadline."""
 
     sock: socket.socket

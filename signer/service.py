@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import protocol, seal
@@ -35,8 +36,7 @@ class PolicySource(Protocol):
     def current(self) -> Policy: ...
 
 
-@dataclass(frozen=True)
-class FixedPolicy:
+class FixedPolicy(Struct, frozen=True):
     """A policy that does not change."""
 
     policy: Policy
@@ -45,8 +45,7 @@ class FixedPolicy:
         return self.policy
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """What `status` says that does not change."""
 
     mode: str

@@ -11,7 +11,8 @@ import gc
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import harden

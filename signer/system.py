@@ -7,7 +7,8 @@ import pwd
 import socket
 import stat
 import time
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import harden
@@ -17,8 +18,7 @@ ACCOUNT = "bpfseal"
 BACKLOG = 512
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """Options of `bpfseal signer run`. `audit` and `anchor` are files, `root` "", a PEM file or a pkcs11: URI;
     `token_dirs` is what a token's library goes on reading; `executables`: look at those of peers."""
 

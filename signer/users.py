@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 REFUSALS_PER_MINUTE = 60
 COUNTED_USERS = 4096
 
 
-@dataclass
-class User:
+class User(Struct):
     """One uid. `buckets` holds (tokens, time of the last look) by rule; `suppressed` the refusals of this minute that
     got no record of their own, `all_suppressed` those of all time."""
 
