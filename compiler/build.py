@@ -50,6 +50,10 @@ def _attempt(unit: Unit) -> tuple[list[Program], list[link.Linked]]:
     programs = modules.write(unit)
     functions, declarations = link.read_object(llvm.compile_module(modules.text(unit)))
     unit.declared = link.parse_declarations(declarations)
+    if unit.script.c_files:
+        from bpfseal.compiler import external
+
+        external.add(unit, functions)
     return programs, [link.link(program.name, functions, unit.kfunc_id) for program in programs]
 
 

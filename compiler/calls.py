@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bpfseal.compiler import addresses, events, map_functions, network, strings, system
+from bpfseal.compiler import addresses, events, functions, map_functions, network, strings, system
 from bpfseal.compiler.gen import ADDRESSES, MEMORIES, SCALARS, Gen, Memory, Scalar, Statement, impossible, register_type
 from bpfseal.compiler.ir import PTR, Value
 from bpfseal.dsl import typed
@@ -17,6 +17,7 @@ _SCALARS: dict[str, Scalar] = {
     "find": map_functions.find,
     "delete": map_functions.delete,
     "len": system.length,
+    "external": functions.call_external,
 }
 _MEMORIES: dict[str, Memory] = {
     **addresses.MEMORIES,

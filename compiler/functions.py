@@ -6,7 +6,7 @@ from __future__ import annotations
 from bpfseal.compiler.analysis import unset_variables, variables
 from bpfseal.compiler.callbacks import declare_variables
 from bpfseal.compiler.gen import MEMORIES, SCALARS, Buffer, Gen, is_signed, register_type
-from bpfseal.compiler.ir import PTR, Value, const
+from bpfseal.compiler.ir import I8, I64, PTR, Value, const
 from bpfseal.compiler.mapping import store_variable
 from bpfseal.dsl import typed, types
 from bpfseal.dsl.types import is_scalar, size_of
@@ -78,6 +78,24 @@ def _scalar(g: Gen, node: typed.CallUser) -> Value:
 def _memory(g: Gen, node: typed.CallUser, target: Value, clean: bool) -> None:
     g.clear(target, size_of(node.type))
     _expand(g, node, target)
+
+
+def call_external(g: Gen, node: typed.Call) -> Value:
+    """A function of an imported C file. Registers have 64 bits: arguments are extended, of the result what counts is
+    what its type says."""
+    name, params = node.options["function"], node.options["params"]
+    assert isinstance(params, tuple)
+    args = []
+    for expr, type in zip(node.args, params, strict=True):
+        if isinstance(type, types.Ptr):
+            args.append(g.fn.pointer(g.scalar(expr)) if is_scalar(expr.type) else g.address(expr))
+        else:
+            args.append(g.fn.integer(g.scalar(expr), I64, is_signed(type)))
+    g.unit.kfuncs.add(f"i64 @{name}({', '.join(a.type for a in args)})")
+    result = g.fn.op(I64, f"call i64 @{name}({', '.join(map(str, args))}) nounwind")
+    if isinstance(node.type, types.Bool):
+        return g.truth(g.fn.integer(result, I8))
+    return result if isinstance(node.type, types.Void) else g.fn.integer(result, register_type(node.type))
 
 
 SCALARS[typed.CallUser] = _scalar

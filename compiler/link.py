@@ -78,6 +78,36 @@ def read_object(data: bytes) -> tuple[dict[str, Function], bytes]:
     return functions, by_name.get(DECLARATIONS, b"")
 
 
+def read_functions(data: bytes, prefix: str) -> tuple[dict[str, Function], dict[str, tuple[str, int, bytes]]]:
+    """Functions of an object that another compiler wrote, each in a section of its own with a name that begins with
+    `prefix`, by name; and of all symbols that are data: section, offset in it, the section's bytes."""
+    from bpfseal.compiler import llvm
+
+    sections = llvm.sections(data)
+    by_name = dict(sections)
+    strings = by_name.get(".strtab", b"")
+    symbols: list[str] = []
+    known: dict[str, tuple[str, int, bytes]] = {}
+    for name_at, _, _, section, value, _ in _SYMBOL.iter_unpack(by_name.get(".symtab", b"")):
+        name = strings[name_at : strings.index(b"\0", name_at)].decode() if name_at else ""
+        if 0 < section < len(sections):
+            where, content = sections[section]
+            if where.startswith(prefix):
+                name = where.removeprefix(prefix)
+            else:
+                name = name or where
+                known[name] = where, value, content
+        symbols.append(name)
+    functions = {}
+    for name, content in sections:
+        if name.startswith(prefix):
+            function = Function(name.removeprefix(prefix), bytearray(content))
+            for offset, info in _RELOCATION.iter_unpack(by_name.get(f".rel{name}", b"")):
+                function.references.append((offset // 8, info & 0xFFFFFFFF, symbols[info >> 32]))
+            functions[function.name] = function
+    return functions, known
+
+
 def link(main: str, functions: dict[str, Function], kfunc_id: Callable[[str], int]) -> Linked:
     """One program: `main` and what it reaches, in order of first use."""
     order = _reached(main, functions)

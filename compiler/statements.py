@@ -56,7 +56,7 @@ def do(g: Gen, node: typed.Do) -> None:
         mapping.increment(g, expr, used=False)
         return
     if isinstance(expr.type, types.Void):
-        if isinstance(expr, typed.CallUser):
+        if isinstance(expr, typed.CallUser) or (isinstance(expr, typed.Call) and expr.name == "external"):
             g.scalar(expr)
         elif isinstance(expr, typed.BlockExpr):
             g.statements(expr.body)

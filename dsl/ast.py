@@ -389,6 +389,14 @@ class CText(Node, frozen=True):
     span: Span = NOWHERE
 
 
+class CFile(Node, frozen=True):
+    """An imported C source, compiled to functions that the script can call. `path` is where it stands."""
+
+    path: str
+    text: str
+    span: Span = NOWHERE
+
+
 class Option(Node, frozen=True):
     """A named parameter that the script reads with getopt(): `default` tells its type."""
 
@@ -414,3 +422,4 @@ class Script(Node, frozen=True):
     probes: tuple[Probe, ...] = ()
     warnings: tuple[Diagnostic, ...] = ()
     options: tuple[Option, ...] = ()
+    c_files: tuple[CFile, ...] = ()

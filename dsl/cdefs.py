@@ -29,7 +29,7 @@ from bpfseal.dsl.cdefs_types import (
     bitfield,
 )
 from bpfseal.dsl.cdefs_types import Void as CVoid
-from bpfseal.dsl.env import Args, AttachSpec, Environment, Point
+from bpfseal.dsl.env import Args, AttachSpec, CFunction, Environment, Point
 from bpfseal.dsl.source import Diagnostic, DslError, Source, Span
 from bpfseal.dsl.types import ANONYMOUS, VOID, Array, Enum, Field, Int, Ptr, Record, RecordInfo, Str, Type
 
@@ -394,6 +394,9 @@ class _Overlay:
 
     def user_symbol(self, path: str, name: str) -> tuple[int, int] | None:
         return self.base.user_symbol(path, name)
+
+    def c_functions(self, path: str, text: str) -> Sequence[CFunction]:
+        return self.base.c_functions(path, text)
 
     def cgroup_id(self, path: str) -> int | None:
         return self.base.cgroup_id(path)

@@ -75,6 +75,14 @@ class Args(Struct, frozen=True):
     extra: dict[str, str | int] = field(default_factory=dict)
 
 
+class CFunction(Struct, frozen=True):
+    """A function of an imported C file. Pointers among its parameters take addresses and values in memory alike."""
+
+    name: str
+    params: tuple[tuple[str, Type], ...]
+    returns: Type
+
+
 class Environment(Protocol):
     """See the module docstring. All look-ups are cheap to repeat (implementations cache)."""
 
@@ -113,6 +121,9 @@ class Environment(Protocol):
 
     def kfunc(self, name: str) -> bool:
         """Whether the kernel has the kfunc."""
+
+    def c_functions(self, path: str, text: str) -> Sequence[CFunction]:
+        """The functions of a C file for BPF that others may call. Raises BpfsealError when it cannot be compiled."""
 
     def suggest(self, what: str, name: str) -> list[str]:
         """Near names for a message. `what`: "tracepoint", "kprobe", "type", "constant"… or a probe kind."""

@@ -99,6 +99,7 @@ class _Expansion:
             probes=probes,
             warnings=(*script.warnings, *self.params.warnings),
             options=tuple(self.params.options.values()),
+            c_files=script.c_files,
         )
 
     def function(self, function: ast.Function) -> ast.Function:

@@ -16,6 +16,7 @@ from bpfseal.dsl.parse import parse
 from bpfseal.dsl.source import Diagnostic, DslError, Source
 
 MAX_FILE = 4 << 20
+KINDS = (".bt", ".h", ".bpf.c")
 
 
 def merge_imports(script: ast.Script, folder: Path) -> ast.Script:
@@ -39,6 +40,7 @@ def merge_imports(script: ast.Script, folder: Path) -> ast.Script:
         functions=tuple(f for part in parts for f in part.functions),
         probes=tuple(p for part in parts for p in part.probes),
         warnings=script.warnings,
+        c_files=tuple(imports.c_files),
     )
 
 
@@ -51,6 +53,7 @@ class Imports:
         self.seen: set[Path] = set()
         self.scripts: list[ast.Script] = []
         self.headers: list[ast.CText] = []
+        self.c_files: list[ast.CFile] = []
 
     def add(self, wanted: ast.Import, folder: Path) -> None:
         """Raises Fault or DslError; see the module."""
@@ -69,20 +72,18 @@ class Imports:
         if path.is_dir():
             self._check(path, wanted)
             for entry in sorted(path.iterdir()):
-                if entry.suffix in (".bt", ".h") and entry.is_file():
+                if entry.name.endswith(KINDS) and entry.is_file():
                     self._file(entry, wanted)
         else:
             self._file(path, wanted)
 
     def _file(self, path: Path, wanted: ast.Import) -> None:
-        if path.suffix == ".c" or path.suffix == ".o":
+        if not path.name.endswith(KINDS):
             raise Fault(
-                f"'{path.name}' is a C program, and only scripts (.bt) and headers (.h) can be imported",
+                f"'{path.name}' is of no kind that can be imported",
                 wanted.span,
-                "write it as a function of the script: fn name($a : int64) : int64 { … }",
+                "scripts .bt, headers .h, C sources for BPF .bpf.c",
             )
-        if path.suffix not in (".bt", ".h"):
-            raise Fault(f"'{path.name}' is of no kind that can be imported", wanted.span, "scripts .bt, headers .h")
         resolved = path.resolve()
         if resolved in self.seen:
             return
@@ -94,6 +95,9 @@ class Imports:
         except OSError as e:
             raise Fault(f"cannot read the import '{path}': {e.strerror}", wanted.span) from None
         text = raw.decode("utf-8", "surrogateescape")
+        if path.suffix == ".c":
+            self.c_files.append(ast.CFile(str(resolved), text, wanted.span))
+            return
         number = len(self.sources)
         if path.suffix == ".h":
             self.sources.append(Source(text, str(path)))

@@ -418,6 +418,7 @@ class TypedScript(Struct, frozen=True):
     enums      names by value, by enum name
     config     every config variable with its effective value (table.CONFIG has names and defaults)
     warnings   for the user, in source order
+    c_files    (path, text) of the C sources whose functions Calls of "external" name
     """
 
     probes: tuple[Probe, ...]
@@ -428,3 +429,4 @@ class TypedScript(Struct, frozen=True):
     records: dict[str, RecordInfo] = field(default_factory=dict)
     enums: dict[str, dict[int, str]] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
+    c_files: tuple[tuple[str, str], ...] = ()

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from bpfseal.dsl.env import Args, AttachSpec, Point, Target
+from bpfseal.dsl.env import Args, AttachSpec, CFunction, Point, Target
 from bpfseal.dsl.types import Enum, RecordInfo, Type
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.probes import provider
@@ -76,6 +76,11 @@ class RealEnvironment:
 
     def kfunc(self, name: str) -> bool:
         return self.world.types.kfunc(name) if self.world.types is not None else False
+
+    def c_functions(self, path: str, text: str) -> Sequence[CFunction]:
+        from bpfseal.compiler.external import compile_c
+
+        return tuple(compile_c(path, text).prototypes.values())
 
     def suggest(self, what: str, name: str) -> list[str]:
         from bpfseal.runtime.suggest import near

@@ -12,8 +12,9 @@ from msgspec import Struct
 from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check import expressions, functions, limits, maps, probes, settings, statements
 from bpfseal.dsl.check.state import Memory, State
-from bpfseal.dsl.env import Environment
+from bpfseal.dsl.env import CFunction, Environment
 from bpfseal.dsl.source import Diagnostic, DslError
+from bpfseal.errors import BpfsealError
 
 __all__ = ["check"]
 
@@ -54,7 +55,10 @@ def _check(script: ast.Script, env: Environment, first: State) -> typed.TypedScr
     elif not groups and not any(d.severity == "error" for d in first.diagnostics):
         report = first.warn if env.target.checking else first.error
         report(probes.span_of(script), "no probe point of the script exists\nNo probes to attach")
-    walk = _settle(script, env, config, memory, groups)
+    externals = _externals(first, script)
+    if script.c_files and any(d.severity == "error" for d in first.diagnostics):
+        raise DslError(_ordered([*script.warnings, *first.diagnostics]), list(script.sources))
+    walk = _settle(script, env, config, memory, groups, externals)
     findings = _ordered([*script.warnings, *first.diagnostics, *walk.state.diagnostics])
     if any(d.severity == "error" for d in findings):
         raise DslError(findings, list(script.sources))
@@ -67,7 +71,24 @@ def _check(script: ast.Script, env: Environment, first: State) -> typed.TypedScr
         dict(sorted(walk.state.records.items())),
         dict(sorted(walk.state.enums.items())),
         tuple(findings),
+        tuple((file.path, file.text) for file in script.c_files),
     )
+
+
+def _externals(first: State, script: ast.Script) -> dict[str, CFunction]:
+    """Functions of imported C files by name; reports files that cannot be compiled and names that exist twice."""
+    found: dict[str, CFunction] = {}
+    for file in script.c_files:
+        try:
+            functions = first.env.c_functions(file.path, file.text)
+        except BpfsealError as error:
+            first.error(file.span, error.message, error.hint)
+            continue
+        for function in functions:
+            if function.name in found:
+                first.error(file.span, f"two imported C files have a function {function.name}")
+            found[function.name] = function
+    return found
 
 
 def _settle(
@@ -76,13 +97,14 @@ def _settle(
     config: dict[str, str | int | bool],
     memory: Memory,
     groups: list[probes.Group],
+    externals: dict[str, CFunction],
 ) -> _Walk:
     """Walk until no type changes any more."""
     last = False
     for n in range(MAX_WALKS):
         memory.changed = False
         memory.walks = n
-        state = State(env, config, memory, expressions.table(), statements.table(), last=last)
+        state = State(env, config, memory, expressions.table(), statements.table(), last=last, externals=externals)
         done = functions.translate(state, script)
         translated = tuple(probes.translate(state, group) for group in groups)
         if not memory.changed:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bpfseal.dsl import ast, typed
-from bpfseal.dsl.check import call_addresses, call_maps, call_meta, call_output, call_strings, call_system, names
+from bpfseal.dsl.check import (
+    call_addresses,
+    call_maps,
+    call_meta,
+    call_output,
+    call_strings,
+    call_system,
+    external,
+    names,
+)
 from bpfseal.dsl.check.arguments import Rule
 from bpfseal.dsl.check.conversions import coerce, is_unknown
 from bpfseal.dsl.check.state import State, nothing
@@ -38,6 +47,8 @@ def call(c: State, node: ast.Call) -> typed.Expr:
     if spec is None:
         if name in BUILTINS:
             return _builtin(c, node)
+        if name in c.externals:
+            return external.call(c, node, c.externals[name])
         return _unknown(c, node)
     if not allowed(c, node, spec) or not _counted(c, node, spec):
         return nothing(node.span)
@@ -101,7 +112,7 @@ def _unknown(c: State, node: ast.Call) -> typed.Expr:
     span = node.name_span if node.name_span.source >= 0 else node.span
     if node.name == "dw_ustack":
         return c.error(span, "dw_ustack() is not supported", "ustack() unwinds programs that keep frame pointers")
-    close = near(node.name, [*FUNCTIONS, *AGGREGATES, *BUILTINS, *c.functions])
+    close = near(node.name, [*FUNCTIONS, *AGGREGATES, *BUILTINS, *c.functions, *c.externals])
     hint = "did you mean " + " or ".join(close) + "?" if close else None
     return c.error(span, f"unknown function: '{node.name}'", hint)
 

@@ -14,7 +14,7 @@ from msgspec import Struct, field
 
 from bpfseal.dsl import ast, typed
 from bpfseal.dsl.check.conversions import UNKNOWN, Unknown, promote
-from bpfseal.dsl.env import Args, Environment, Point
+from bpfseal.dsl.env import Args, CFunction, Environment, Point
 from bpfseal.dsl.source import Diagnostic, Span
 from bpfseal.dsl.types import Aggregate, Array, Enum, Record, RecordInfo, Tuple, Type
 
@@ -88,6 +88,7 @@ class State(Struct, eq=False):
     enums: dict[str, dict[int, str]] = field(default_factory=dict)
     printed: set[str] = field(default_factory=set)
     functions: dict[str, typed.Function] = field(default_factory=dict)
+    externals: dict[str, CFunction] = field(default_factory=dict)
     place: Place = field(default_factory=lambda: Place("nowhere"))
     scopes: list[dict[str, Variable]] = field(default_factory=list)
     loops: int = 0

@@ -285,10 +285,19 @@ def test_imports_come_first_and_once(folder: Path) -> None:
     assert [t.text for t in script.preamble] == ["struct y { int z; };"]
 
 
+def test_c_files(folder: Path) -> None:
+    """They are kept for the checker, each once, whoever imports them."""
+    (folder / "lib").mkdir(mode=0o755)
+    (folder / "lib" / "f.bpf.c").write_text("int f(void) { return 1; }")
+    (folder / "inner.bt").write_text('import "lib/f.bpf.c"; macro m() { 1 }')
+    script = imported(folder, 'import "inner.bt"; import "lib"; begin { print(m()); }')
+    assert [(Path(file.path).name, file.text) for file in script.c_files] == [("f.bpf.c", "int f(void) { return 1; }")]
+
+
 def test_wrong_imports(folder: Path) -> None:
     (folder / "bad.bt").write_text("begin {\n  1 +\n}")
     (folder / "config.bt").write_text("config = { a = 1 } begin { }")
-    (folder / "lib.bpf.c").write_text("int f(void) { return 1; }")
+    (folder / "lib.c").write_text("int f(void) { return 1; }")
     (folder / "x.py").write_text("")
     (folder / "open").mkdir()
     (folder / "open" / "x.bt").write_text("begin { }")
@@ -297,7 +306,7 @@ def test_wrong_imports(folder: Path) -> None:
         "none.bt": "there is no file 'none.bt' to import",
         "bad.bt": "unexpected '}', expected an expression",
         "config.bt": "a config block cannot be imported",
-        "lib.bpf.c": "'lib.bpf.c' is a C program",
+        "lib.c": "'lib.c' is of no kind that can be imported",
         "x.py": "'x.py' is of no kind that can be imported",
         "open": "everybody may write to it",
         "open/x.bt": "everybody may write to it",
