@@ -1,19 +1,24 @@
 """Kill traces with SIGKILL at random moments of their lives, and look what is left of them.
 
-    python -m tests.session.kill_campaign [ROUNDS]
+    python -m tests.session.kill_campaign [--fork] [--system] [--signing=MODE] [ROUNDS]
 
 Nothing may be: no map (the traces' have a name that nobody else uses), hence no program (each holds that map) and no
-link (each holds a program); no process with their environment, hence no helper and no `-c` child; no key.
+link (each holds a program); no `-c` child, which has their environment; no private helper, which knows their process
+ids; no key and no keyring.
+
+`--fork`: traces are forks of this process, which has everything imported: in an emulated kernel most of a trace's life
+would be imports otherwise. `--system`: their helper is the system's, whose own keys are renewed meanwhile.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bpfseal.runtime import bpf_info
@@ -35,9 +40,9 @@ class Left:
         return bool(self.maps or self.processes or self.keys)
 
 
-def left(mark: str, keys: set[str]) -> Left:
-    """What there is of traces with `mark`; keys but those of before."""
-    found = Left(keys=sorted(all_keys() - keys))
+def left(mark: str, keys: set[str], clients: set[int], *, system: bool = False) -> Left:
+    """What there is of traces with `mark`, whose process ids are `clients`; keys but those of before."""
+    found = Left(keys=sorted(all_keys(system=system) - keys))
     for number in bpf_info.ids("map"):
         try:
             fd = bpf_info.fd_by_id("map", number)
@@ -48,83 +53,142 @@ def left(mark: str, keys: set[str]) -> Left:
                 found.maps.append(name)
         finally:
             os.close(fd)
-    for name in os.listdir("/proc"):
-        try:
-            with open(f"/proc/{name}/environ", "rb") as file:
-                if f"BPFSEAL_TEST_MARK={mark}".encode() in file.read():
-                    found.processes.append(int(name))
-        except OSError:
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        if int(name) in clients or int(name) == os.getpid():
             continue
+        parents = re.findall(rb"\0parent=(\d+)\0", _read(f"/proc/{name}/cmdline"))
+        if f"BPFSEAL_TEST_MARK={mark}".encode() in _read(f"/proc/{name}/environ") or any(
+            int(parent) in clients for parent in parents
+        ):
+            found.processes.append(int(name))
     return found
 
 
-def all_keys() -> set[str]:
-    """Descriptions of our keys and keyrings on this machine; revoked and expired ones are on their way out."""
+def _read(path: str) -> bytes:
     try:
-        with open("/proc/keys") as file:
-            lines = file.read().splitlines()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError:
-        return set()
-    return {line for line in lines if "bpfseal" in line and not set("RDX") & set(line.split()[1])}
+        return b""
 
 
-def start(mark: str) -> subprocess.Popen[bytes]:
+def all_keys(*, system: bool = False) -> set[str]:
+    """Our keys and keyrings on this machine, of `system` the rings alone; revoked and expired ones are on their way
+    out."""
+    lines = _read("/proc/keys").decode().splitlines()
+    return {
+        " ".join((line.split()[0], line.split()[7], line.split()[8]))
+        for line in lines
+        if "bpfseal" in line and not set("RDX") & set(line.split()[1]) and not (system and "asymmetri" in line)
+    }
+
+
+def arguments(mark: str, signing: str) -> list[str]:
     program = (
         f'tracepoint:syscalls:sys_enter_* {{ @{mark}[probe] = count(); }} interval:ms:1 {{ @{mark}["i"] = count(); '
         f'printf("%d\\n", pid); }} BEGIN {{ @{mark}["b"] = count(); }}'
     )
+    return ["-q", f"--signing={signing}", "-c", "/bin/sleep 60", "-e", program]
+
+
+def spawned(mark: str, signing: str) -> int:
+    """The pid of a new process that traces."""
     command = "from bpfseal.runtime.cli import console; console()"
-    return subprocess.Popen(
-        [sys.executable, "-c", command, "-q", "-c", "/bin/sleep 60", "-e", program],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "BPFSEAL_TEST_MARK": mark},
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-c", command, *arguments(mark, signing)],
+        {**os.environ, "BPFSEAL_TEST_MARK": mark},
+        file_actions=[(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in (0, 1, 2)],
     )
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def forked(mark: str, signing: str) -> int:
+    """The pid of a fork of this process that traces."""
+    from bpfseal.runtime import api, attach, cli, load, session, trace_command  # noqa: F401
+    from bpfseal.signer import client  # noqa: F401
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            silent = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1, 2):
+                os.dup2(silent, descriptor)
+            os.environ["BPFSEAL_TEST_MARK"] = mark
+            cli.main(arguments(mark, signing))
+        finally:
+            os._exit(0)
+    return pid
 
 
-def seconds_to_maps(mark: str) -> float:
-    """How long a trace takes here and now until it has maps, its compilation being in the cache; 1 if it never has."""
-    seconds = 1.0
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def ended(pid: int) -> bool:
+    """Without taking its status away."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def seconds_to_maps(start: Callable[[], int], look: Callable[[], Left]) -> float:
+    """How long a trace takes here and now until it has maps, its compilation being in the cache. Raises RuntimeError
+    when it never has any."""
+    seconds = 0.0
     for _ in range(2):
-        process = start(mark)
+        pid = start()
         began = time.monotonic()
-        while time.monotonic() - began < 4 * _PATIENCE_SECONDS and process.poll() is None:
-            if left(mark, set()).maps:
-                seconds = time.monotonic() - began
-                break
+        while not look().maps:
+            if time.monotonic() - began > 6 * _PATIENCE_SECONDS or ended(pid):
+                kill(pid)
+                raise RuntimeError("a trace ended, or ran for long, and had no maps")
             time.sleep(0.02)
-        kill(process)
-        while left(mark, set()).maps and time.monotonic() - began < 8 * _PATIENCE_SECONDS:
+        seconds = time.monotonic() - began
+        kill(pid)
+        while look().maps and time.monotonic() - began < 8 * _PATIENCE_SECONDS:
             time.sleep(0.02)
     return seconds
 
 
-def campaign(rounds: int, seed: int | None = None) -> tuple[Left, int]:
-    """(what was left after all rounds, how many were killed before they had a map)."""
+def campaign(
+    rounds: int, seed: int | None = None, *, fork: bool = False, system: bool = False, signing: str = "auto"
+) -> tuple[Left, int]:
+    """(what was left after all rounds, how many were killed before they had a map). Raises RuntimeError when traces do
+    not work here."""
     mark = f"k{os.urandom(4).hex()}"
-    keys = all_keys()
+    keys = all_keys(system=system)
+    clients: set[int] = set()
+
+    def start() -> int:
+        pid = forked(mark, signing) if fork else spawned(mark, signing)
+        clients.add(pid)
+        return pid
+
+    def look() -> Left:
+        return left(mark, keys, clients, system=system)
+
     dice = random.Random(seed)
-    longest = _LONGEST * seconds_to_maps(mark)
+    longest = _LONGEST * seconds_to_maps(start, look)
     early = 0
     for _ in range(rounds):
-        process = start(mark)
+        pid = start()
         time.sleep(dice.random() * longest)
-        early += not left(mark, keys).maps
-        kill(process)
+        too_early = not look().maps
+        kill(pid)
+        early += too_early
+        longest *= 1.1 if too_early else 0.9  # the machine gets busier and idler: as many before as after
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    while (found := left(mark, keys)) and time.monotonic() < deadline:
+    while (found := look()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return found, early
 
 
+def main(words: list[str]) -> int:
+    rounds = int(words[-1]) if words and words[-1].isdigit() else 100
+    signing = next((word.partition("=")[2] for word in words if word.startswith("--signing=")), "auto")
+    found, early = campaign(rounds, fork="--fork" in words, system="--system" in words, signing=signing)
+    print(f"{rounds} killed, {early} of them before they had a map; left: {found if found else 'nothing'}", flush=True)
+    return 1 if found else 0
+
+
 if __name__ == "__main__":
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    found, early = campaign(rounds)
-    print(f"{rounds} killed, {early} of them before they had a map; left: {found if found else 'nothing'}")
-    sys.exit(1 if found else 0)
+    sys.exit(main(sys.argv[1:]))
