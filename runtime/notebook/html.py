@@ -23,19 +23,25 @@ ROWS = 25
 _CHARTS = 12
 _LINE = 2000  # characters of a line that are shown
 
+# One step more specific than what front ends say of the tables and texts in their outputs.
 _STYLE = """<style>
 .bpfseal{font:13px/1.4 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)}
-.bpfseal pre{font:12px/1.35 var(--jp-code-font-family,monospace);max-height:22em;overflow:auto;margin:.4em 0;
- padding:.4em .6em;background:var(--jp-layout-color2,rgba(128,128,128,.12));color:inherit;white-space:pre}
-.bpfseal .head{display:flex;flex-wrap:wrap;gap:.6em;align-items:center;margin:.2em 0}
-.bpfseal .pill{border:1px solid;border-radius:1em;padding:0 .6em;font-size:12px}
-.bpfseal .good{color:#1a7f37}.bpfseal .so{color:#9a6700}.bpfseal .bad{color:#cf222e}
-.bpfseal .dim{opacity:.7}.bpfseal h4{margin:.6em 0 .2em;font-size:13px;font-family:var(--jp-code-font-family,monospace)}
-.bpfseal table{border-collapse:collapse;margin:.2em 0}.bpfseal td,.bpfseal th{padding:1px .8em 1px 0;text-align:left;
- font:12px/1.4 var(--jp-code-font-family,monospace);border:0;background:none}
-.bpfseal td.n{text-align:right}.bpfseal .bar{display:inline-block;height:.8em;background:#4c8bf5;border-radius:1px}
-.bpfseal progress{width:12em;height:.9em}
-.bpfseal svg text{font:11px var(--jp-code-font-family,monospace);fill:currentColor}
+div.bpfseal .events{display:flex;flex-direction:column-reverse;max-height:22em;overflow:auto;margin:.4em 0;
+ background:var(--jp-layout-color2,rgba(128,128,128,.12))}
+div.bpfseal pre{font:12px/1.35 var(--jp-code-font-family,monospace);margin:0;padding:.4em .6em;background:none;
+ color:inherit;white-space:pre;overflow:visible}
+div.bpfseal .head{display:flex;flex-wrap:wrap;gap:.6em;align-items:center;margin:.2em 0}
+div.bpfseal .pill{border:1px solid;border-radius:1em;padding:0 .6em;font-size:12px}
+div.bpfseal .good{color:#1a7f37}div.bpfseal .so{color:#9a6700}div.bpfseal .bad{color:#cf222e}
+div.bpfseal .dim{opacity:.7}
+div.bpfseal h4{margin:.6em 0 .2em;font:600 13px var(--jp-code-font-family,monospace)}
+div.bpfseal table{border-collapse:collapse;margin:.2em 0}
+div.bpfseal table td{padding:1px .8em 1px 0;text-align:left;border:0;background:none;
+ font:12px/1.4 var(--jp-code-font-family,monospace)}
+div.bpfseal table td.n{text-align:right}
+div.bpfseal .bar{display:inline-block;height:.8em;background:#4c8bf5;border-radius:1px}
+div.bpfseal progress{width:12em;height:.9em}
+div.bpfseal svg text{font:11px var(--jp-code-font-family,monospace);fill:currentColor}
 </style>"""
 
 
@@ -114,7 +120,8 @@ def _events(shot: Snapshot) -> str:
     shown = "\n".join(line[:_LINE] for line in lines[-LINES - 1 :])
     hidden = len(shot.entries) - len(last)
     note = f'<div class="dim">the last {len(last)} of {hidden + len(last)} events</div>' if hidden else ""
-    return f"{note}<pre>{text(shown)}</pre>"
+    # In reverse the box is scrolled to its end, where the newest are, without a script.
+    return f'{note}<div class="events"><pre>{text(shown)}</pre></div>'
 
 
 def map_html(contents: MapContents, lookup: Lookup) -> str:

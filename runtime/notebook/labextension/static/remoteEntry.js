@@ -108,21 +108,25 @@
   const MIME = "text/x-bpfseal";
 
   // A cell is of the language while its first line says so; the notebook gives all its cells the kernel's language
-  // when it hears of the kernel, so that has to be looked at as well.
-  function follow(cell, usual) {
+  // when it hears of the kernel, so that has to be looked at as well. An editor takes a language when it has been
+  // loaded: the one that was to be taken before has to have come, or it would come last and stay.
+  function follow(cell, usual, loaded) {
     if (cell.model.type !== "code") return;
     const model = cell.model;
+    const isMine = () => START.test(model.sharedModel.getSource().slice(0, 200));
     const look = () => {
-      const mine = START.test(model.sharedModel.getSource().slice(0, 200));
-      if (mine && model.mimeType !== MIME) model.mimeType = MIME;
-      else if (!mine && model.mimeType === MIME) model.mimeType = usual();
+      if (isMine() && model.mimeType !== MIME) {
+        loaded(model.mimeType).then(() => {
+          if (isMine() && model.mimeType !== MIME) model.mimeType = MIME;
+        });
+      } else if (!isMine() && model.mimeType === MIME) model.mimeType = usual();
     };
     model.contentChanged.connect(look);
     model.mimeTypeChanged.connect(look);
     look();
   }
 
-  function watch(panel) {
+  function watch(panel, loaded) {
     const notebook = panel.content;
     const seen = new WeakSet();
     const usual = () => notebook.codeMimetype || "text/x-ipython";
@@ -130,7 +134,7 @@
       for (const cell of notebook.widgets) {
         if (seen.has(cell.model)) continue;
         seen.add(cell.model);
-        follow(cell, usual);
+        follow(cell, usual, loaded);
       }
     };
     notebook.modelContentChanged.connect(all);
@@ -148,8 +152,9 @@
         extensions: ["bt"],
         support: new language.LanguageSupport(language.StreamLanguage.define(parser)),
       });
-      tracker.forEach(watch);
-      tracker.widgetAdded.connect((_, panel) => watch(panel));
+      const loaded = mime => Promise.resolve(languages.getLanguage(mime)).catch(() => null);
+      tracker.forEach(panel => watch(panel, loaded));
+      tracker.widgetAdded.connect((_, panel) => watch(panel, loaded));
     };
     return {
       // Without the mark the page takes the module itself for a plugin, finds no id, and stays blank.
