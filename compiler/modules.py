@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
@@ -19,6 +19,7 @@ from bpfseal.compiler import (  # the handlers register themselves
     names,
     packet,
     plan,
+    sessions,
     statements,
     values,
 )
@@ -31,6 +32,7 @@ from bpfseal.compiler.link import DECLARATIONS
 from bpfseal.compiler.llvm import DATA_LAYOUT, TRIPLE
 from bpfseal.compiler.merge import in_one_program, merged
 from bpfseal.compiler.plan import Program
+from bpfseal.compiler.sessions import Part
 from bpfseal.compiler.unit import Unit
 from bpfseal.dsl import typed
 from bpfseal.errors import BpfsealError
@@ -46,12 +48,14 @@ declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 
 def write(unit: Unit) -> list[Program]:
     """Write all programs of the script into the unit."""
-    done: list[Program] = []
+    parts: list[Part] = []
     for probe, bodies in in_one_program(merged(unit.script.probes)):
         for program in plan.programs(unit, probe):
-            named = replace(program, name=f"p{len(done)}")
-            _write_program(unit, named, probe, bodies)
-            done.append(named)
+            parts.append(Part(replace(program, name=f"p{len(parts)}"), probe, bodies))
+    done = []
+    for group in sessions.paired(unit, parts):
+        _write_program(unit, *group)
+        done.append(group[0].program)
     return plan.attach_order(done)
 
 
@@ -71,14 +75,30 @@ def text(unit: Unit) -> str:
     )
 
 
-def _write_program(unit: Unit, program: Program, probe: typed.Probe, bodies: Sequence[tuple[typed.Stmt, ...]]) -> None:
-    named = probe.uses_probe_name and len(program.points) > 1
-    first = unit.probe_numbers([p.name for p in program.points])
+def _write_program(unit: Unit, part: Part, leaving: Part | None = None) -> None:
+    """`leaving` is what happens at the other end of a session."""
+    program = part.program
     fn = Function(program.name, I64, (Value(PTR, "%ctx"),), tail=f'section ".f.{program.name}" ')
-    g = Gen(unit, fn, program, probe)
-    g.probe_number = const(first, "i32")
+    g = Gen(unit, fn, program, part.probe)
     if program.kind in ("kprobe", "kretprobe") and unit.options.addresses is not None:
         _guard(g, program, unit.options.addresses)
+    if leaving is not None:
+        entry, other = fn.fresh("entry"), fn.fresh("return")
+        fn.branch(sessions.returning(g), other, entry)
+        fn.start(other)
+        end = Gen(unit, fn, leaving.program, leaving.probe)
+        end.declared = g.declared
+        _write_body(end, leaving)
+        fn.start(entry)
+    _write_body(g, part)
+    unit.add_function(fn, g.declared)
+
+
+def _write_body(g: Gen, part: Part) -> None:
+    program, probe, bodies, fn = part.program, part.probe, part.bodies, g.fn
+    named = probe.uses_probe_name and len(program.points) > 1
+    first = g.unit.probe_numbers([p.name for p in program.points])
+    g.probe_number = const(first, "i32")
     index = None
     if program.numbers:
         index = _dispatch(g, program, named)
@@ -99,8 +119,7 @@ def _write_program(unit: Unit, program: Program, probe: typed.Probe, bodies: Seq
         _leave_compat(g)
         last = last[predicate:]
     g.statements(last)
-    g.fn.ret(const(program.result))
-    unit.add_function(fn, g.declared)
+    fn.ret(const(program.result))
 
 
 def _statements_before_others(g: Gen, body: tuple[typed.Stmt, ...]) -> None:

@@ -139,6 +139,9 @@ ROWS = (
         ("uprobe:{exe}:tra*", "uprobe:{exe}:traced")),
     Row("uprobe-wildcard", "uprobe:{exe}:traced,uprobe:{exe}:oth*", "{ @ = count(); }", f"call {N}", 2 * N,
         ("uprobe:{exe}:oth*", "uprobe:{exe}:other")),
+    Row("uprobe-session", "uprobe:{exe}:traced,uprobe:{exe}:oth* /arg0 < 100/ { @ = count(); } "
+        "uretprobe:{exe}:traced,uretprobe:{exe}:oth*", "/retval < 100/ { @ = count(); }", f"call {N}", 200 + 99 + 98,
+        ("uretprobe:{exe}:oth*", "uretprobe:{exe}:other")),
     Row("usdt", "usdt:{exe}:app:step", "/arg0 >= 100/ { @ = count(); }", f"usdt {N}", N - 100,
         ("usdt:{exe}:*", "usdt:{exe}:app:step")),
     Row("watchpoint", "watchpoint:{watched}:4:w", "{ @ = count(); }", f"write {N}", N,
@@ -157,6 +160,8 @@ ROWS = (
         (f"kprobe:{FAMILY}p*", f"kprobe:{GETPPID}"), "", "kprobe"),
     Row("kretprobe-multi", f"kretprobe:{FAMILY}p*id", MINE, f"getppid {N}", N,
         (f"kretprobe:{FAMILY}p*", f"kretprobe:{GETPPID}"), "", "kprobe"),
+    Row("kprobe-session", f"kprobe:{FAMILY}p*id", f"{MINE} kretprobe:{FAMILY}p*id /pid == cpid && retval > 0/ "
+        "{ @ = count(); }", f"getppid {N}", 2 * N, (f"kretprobe:{FAMILY}p*", f"kretprobe:{GETPPID}"), "", "kprobe"),
     Row("fentry", "fentry:vfs_read", "/pid == cpid && args.count == 77/ { @ = count(); }", f"read {N}", N,
         ("fentry:vfs_read", "fentry:vmlinux:vfs_read"), "size_t count", "trampoline"),
     Row("fexit", "fexit:vfs_read", "/pid == cpid && retval == 77/ { @ = count(); }", f"read {N}", N,
