@@ -23,22 +23,22 @@ ROWS = 25
 _CHARTS = 12
 _LINE = 2000  # characters of a line that are shown
 
-# One step more specific than what front ends say of the tables and texts in their outputs.
+# Front ends have opinions of their own on tables and texts in outputs, in rules of whatever rank.
 _STYLE = """<style>
 .bpfseal{font:13px/1.4 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)}
 div.bpfseal .events{display:flex;flex-direction:column-reverse;max-height:22em;overflow:auto;margin:.4em 0;
  background:var(--jp-layout-color2,rgba(128,128,128,.12))}
-div.bpfseal pre{font:12px/1.35 var(--jp-code-font-family,monospace);margin:0;padding:.4em .6em;background:none;
- color:inherit;white-space:pre;overflow:visible}
+div.bpfseal pre{font:12px/1.35 var(--jp-code-font-family,monospace);margin:0;padding:.4em .6em;
+ background:none!important;color:inherit;white-space:pre;overflow:visible}
 div.bpfseal .head{display:flex;flex-wrap:wrap;gap:.6em;align-items:center;margin:.2em 0}
 div.bpfseal .pill{border:1px solid;border-radius:1em;padding:0 .6em;font-size:12px}
 div.bpfseal .good{color:#1a7f37}div.bpfseal .so{color:#9a6700}div.bpfseal .bad{color:#cf222e}
 div.bpfseal .dim{opacity:.7}
 div.bpfseal h4{margin:.6em 0 .2em;font:600 13px var(--jp-code-font-family,monospace)}
 div.bpfseal table{border-collapse:collapse;margin:.2em 0}
-div.bpfseal table td{padding:1px .8em 1px 0;text-align:left;border:0;background:none;
+div.bpfseal table td{padding:1px .8em 1px 0;text-align:left!important;border:0;background:none;
  font:12px/1.4 var(--jp-code-font-family,monospace)}
-div.bpfseal table td.n{text-align:right}
+div.bpfseal table td.n{text-align:right!important}
 div.bpfseal .bar{display:inline-block;height:.8em;background:#4c8bf5;border-radius:1px}
 div.bpfseal progress{width:12em;height:.9em}
 div.bpfseal svg text{font:11px var(--jp-code-font-family,monospace);fill:currentColor}

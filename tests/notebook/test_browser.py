@@ -84,6 +84,8 @@ def test_a_live_cell_from_run_to_rerun(page: browser.Page) -> None:
         "const box = cell.querySelector('.events'); return box.scrollTop === 0 && box.scrollHeight > box.clientHeight"
     )
     assert page.of(CHART, newest), "the box of events is at its end"
+    cells = "return Array.from(cell.querySelectorAll('table td')).slice(0, 3).map(e => getComputedStyle(e).textAlign)"
+    assert page.of(CHART, cells) == ["left", "right", "left"]
     page.picture("live")
     assert page.outputs(CHART) == 1, "it is drawn in place"
     assert "running" in page.text(CHART)
@@ -125,6 +127,7 @@ def test_a_flame_graph_under_a_bar(page: browser.Page) -> None:
     assert narrow > 0
     width = f"{boxes}[arguments[0]].querySelector('rect').getBoundingClientRect().width"
     before = page.script(width, narrow)
+    page.script(f"{boxes}[0].scrollIntoView({{block: 'end'}})")
     page.picture("flame")
     page.script(
         f"{boxes}[arguments[0]].querySelector('rect').dispatchEvent(new MouseEvent('click', {{bubbles: true}}))", narrow
