@@ -255,13 +255,15 @@ class _Patience:
 
     def renew(self) -> None:
         self._quiet = time.monotonic()
-        self._work = _work(self._pid)
+        self._work: tuple[bytes, int] | None = None  # looked at when it is late, since most answers are not
 
     def check(self) -> None:
         """Raises TimeoutError when it is over."""
         now = time.monotonic()
         work = _work(self._pid)
-        if work != self._work or work[0] in (b"R", b"D"):
+        if self._work is None and work[0] not in (b"R", b"D"):
+            self._work = work
+        elif work != self._work or work[0] in (b"R", b"D"):
             self._work, self._quiet = work, now
         if now > self._until or now - self._quiet > self._silence - 0.25:
             raise TimeoutError
