@@ -1,13 +1,18 @@
-"""Which files the traced process has mapped where, as the kernel tells it while that happens (PERF_RECORD_MMAP2 of
-include/uapi/linux/perf_event.h): when maps of stacks are printed the process has often ended, and its /proc with it.
+"""Which files processes have mapped where, as the kernel tells it while that happens (PERF_RECORD_MMAP2 and _FORK of
+include/uapi/linux/perf_event.h): when maps of stacks are printed a process has often ended, and its /proc with it.
+
+Either a target and what it starts, or every process of the machine; of those that have ended the last ones are kept.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
+import time
 from bisect import bisect_right
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -16,19 +21,27 @@ from bpfseal.runtime.attach.perf import online_cpus
 from bpfseal.signer.syscall import syscall
 
 if TYPE_CHECKING:
-    from bpfseal.compiler.layout import Reader, Shape
     from bpfseal.runtime.elf import Elf
 
 _SOFTWARE, _DUMMY = 1, 9
-_INHERIT, _MMAP, _WATERMARK, _MMAP2 = 1 << 1, 1 << 8, 1 << 14, 1 << 23
+_INHERIT, _MMAP, _TASK, _WATERMARK, _ID_ALL, _MMAP2 = 1 << 1, 1 << 8, 1 << 13, 1 << 14, 1 << 18, 1 << 23
+_SAMPLE_TIME: Final = 1 << 2  # with _ID_ALL: the last eight bytes of each record
 _CLOEXEC: Final = 8
 _ATTR = struct.Struct("<IIQQQQQII64x")  # as far as the watermark; the rest is zero
-_RECORD_MMAP2 = 10
+_RECORD_EXIT, _RECORD_FORK, _RECORD_MMAP2 = 4, 7, 10
 _HEADER = struct.Struct("<IHH")
+_TASK_BODY = struct.Struct("<IIII")  # pid, ppid, tid, ptid
 _MMAP2_BODY = struct.Struct("<IIQQQIIQQII")
+_TIME = struct.Struct("<Q")
 _HEAD, _TAIL = 1024, 1032  # in struct perf_event_mmap_page
 _POSITION = struct.Struct("Q")
-_PAGES = 16
+_EVERYBODY: Final = -1
+_PAGES, _PAGES_OF_ALL = 16, 64
+# Ended processes whose mappings are kept; a process has ten or twenty, of some 250 bytes.
+_ENDED: Final = 4096
+# At first, and of each `read`, for processes that were there before: the machine may have thousands.
+_FIRST_SECONDS, _SLICE_SECONDS = 0.2, 0.02
+_EXECUTABLE = re.compile(rb"^(\w+)-(\w+) ..x. (\w+) \S+ (\d+) +(/.*)$", re.M)  # lines of /proc/PID/maps
 
 
 class Mapping(NamedTuple):
@@ -42,21 +55,28 @@ class Mapping(NamedTuple):
 
 
 class Mappings:
-    """Executable mappings of a process and of those that it starts. Raises OSError when the kernel does not tell."""
+    """Executable mappings of a process and of those that it starts, or of all processes. Raises OSError when the
+    kernel does not tell."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int = _EVERYBODY) -> None:
         self._by_pid: dict[int, list[Mapping]] = {}
-        # Root directories of processes in containers, while they are there: (device, inode), descriptor.
-        self._roots: dict[int, tuple[tuple[int, int], int]] = {}
+        self._ended: dict[int, None] = {}
         self._own = _identity("/")
+        # Root directories of processes in containers: (device, inode). Those of a target are held open, since it may be
+        # the last one in there; doing so with everybody's would keep file systems from being unmounted.
+        self._roots: dict[int, tuple[int, int]] = {}
+        self._held: dict[tuple[int, int], int] = {}
+        self._all = pid == _EVERYBODY
         self._rings: list[tuple[int, mmap.mmap]] = []
-        size = (1 + _PAGES) * mmap.PAGESIZE
-        attr = _ATTR.pack(_SOFTWARE, _ATTR.size, _DUMMY, 1, 0, 0, _INHERIT | _MMAP | _WATERMARK | _MMAP2, size, 0)
+        self._pages = _PAGES_OF_ALL if self._all else _PAGES
+        size = self._pages * mmap.PAGESIZE
+        flags = (0 if self._all else _INHERIT) | _MMAP | _TASK | _WATERMARK | _ID_ALL | _MMAP2
+        attr = _ATTR.pack(_SOFTWARE, _ATTR.size, _DUMMY, 1, _SAMPLE_TIME, 0, flags, size // 2, 0)
         try:
             for cpu in online_cpus():
                 fd = syscall("perf_event_open", attr, pid, cpu, -1, _CLOEXEC)
                 try:
-                    ring = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+                    ring = mmap.mmap(fd, mmap.PAGESIZE + size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
                 except BaseException:
                     os.close(fd)
                     raise
@@ -64,34 +84,45 @@ class Mappings:
         except BaseException:
             self.close()
             raise
-        self._known(pid)
+        self._before: Iterator[int] = iter(())
+        if self._all:
+            own = os.getpid()
+            self._before = (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own)
+            self._look_back(_FIRST_SECONDS)
+        else:
+            self._known(pid)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Readable when the kernel has told much: time to `read`."""
+        return [fd for fd, _ in self._rings]
 
     def _known(self, pid: int) -> None:
         """What it has mapped already."""
         try:
-            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
-                lines = file.read().splitlines()
+            with open(f"/proc/{pid}/maps", "rb") as file:
+                lines = _EXECUTABLE.findall(file.read())
         except OSError:
             return
-        for line in lines:
-            fields = line.split(None, 5)
-            if len(fields) == 6 and "x" in fields[1] and fields[5].startswith("/"):
-                start, end = (int(part, 16) for part in fields[0].split("-"))
-                self._add(pid, Mapping(start, end, int(fields[2], 16), int(fields[4]), fields[5]))
+        if lines:
+            self._by_pid[pid] = [
+                Mapping(int(start, 16), int(end, 16), int(offset, 16), int(inode), os.fsdecode(path))
+                for start, end, offset, inode, path in lines
+            ]
+            self._root(pid)
 
     def _root(self, pid: int) -> None:
-        """Hold on to the root directory of a process that has another one than we."""
+        """Take note of the root directory of a process that has another one than we."""
         root = _identity(f"/proc/{pid}/root/")
-        held = self._roots.get(pid)
-        if root is None or root == self._own or (held is not None and held[0] == root):
+        if root is None or root == self._own:
+            return
+        self._roots[pid] = root
+        if self._all or root in self._held:
             return
         try:
-            fd = os.open(f"/proc/{pid}/root/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._held[root] = os.open(f"/proc/{pid}/root/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             return  # it has just ended
-        if held is not None:
-            os.close(held[1])
-        self._roots[pid] = (root, fd)
 
     def _add(self, pid: int, new: Mapping) -> None:
         """What it covers is gone: an exec() or munmap() came between."""
@@ -104,26 +135,65 @@ class Mappings:
         """Take what the kernel has told since. Now and then while processes live, so that files of containers can be
         found afterwards."""
         told: set[int] = set()
+        # A process is started on one CPU and maps its files on another: the order is that of the clock.
+        for _, kind, record in sorted(self._records(), key=lambda one: one[0]):
+            if kind == _RECORD_MMAP2:
+                told.add(self._mapped(record))
+                continue
+            pid, parent, thread, _ = _TASK_BODY.unpack_from(record, _HEADER.size)
+            if kind == _RECORD_FORK and pid != parent:
+                self._forked(pid, parent)
+            elif kind == _RECORD_EXIT and pid == thread:
+                self._exited(pid)
+        for pid in told:
+            self._root(pid)
+        self._look_back(_SLICE_SECONDS)
+
+    def _look_back(self, seconds: float) -> None:
+        """At processes that were there before, for so long at most."""
+        deadline = time.monotonic() + seconds
+        for pid in self._before:
+            self._known(pid)
+            if time.monotonic() > deadline:
+                break
+
+    def _forked(self, pid: int, parent: int) -> None:
+        self._forget(pid)
+        if parent in self._by_pid:
+            self._by_pid[pid] = self._by_pid[parent]
+        if parent in self._roots:
+            self._roots[pid] = self._roots[parent]
+
+    def _exited(self, pid: int) -> None:
+        self._ended[pid] = None
+        while len(self._ended) > _ENDED:
+            self._forget(next(iter(self._ended)))
+
+    def _forget(self, pid: int) -> None:
+        self._ended.pop(pid, None)
+        self._by_pid.pop(pid, None)
+        self._roots.pop(pid, None)
+
+    def _records(self) -> Iterator[tuple[int, int, bytes]]:
+        """(time, kind, record) of what is in the rings."""
+        size = self._pages * mmap.PAGESIZE
         for _, ring in self._rings:
             head: int = _POSITION.unpack_from(ring, _HEAD)[0]
             tail: int = _POSITION.unpack_from(ring, _TAIL)[0]
-            size = _PAGES * mmap.PAGESIZE
             while tail < head:
                 at = tail % size
                 kind, _, length = _HEADER.unpack(self._bytes(ring, at, _HEADER.size))
-                if length < _HEADER.size:
+                if length < _HEADER.size + _TIME.size:
                     break
-                if kind == _RECORD_MMAP2:
-                    told.add(self._mapped(self._bytes(ring, at, length)))
+                if kind in (_RECORD_MMAP2, _RECORD_FORK, _RECORD_EXIT):
+                    record = self._bytes(ring, at, length)
+                    yield _TIME.unpack_from(record, length - _TIME.size)[0], kind, record
                 tail += length
             _POSITION.pack_into(ring, _TAIL, head)
-        for pid in told:
-            self._root(pid)
 
-    @staticmethod
-    def _bytes(ring: mmap.mmap, at: int, length: int) -> bytes:
+    def _bytes(self, ring: mmap.mmap, at: int, length: int) -> bytes:
         """Records go around the end of the ring."""
-        first, size = mmap.PAGESIZE, _PAGES * mmap.PAGESIZE
+        first, size = mmap.PAGESIZE, self._pages * mmap.PAGESIZE
         data = ring[first + at : first + min(at + length, size)]
         return data + ring[first : first + length - len(data)]
 
@@ -142,16 +212,25 @@ class Mappings:
         found = self._by_pid.get(pid, [])
         at = bisect_right(found, address, key=lambda one: one.start) - 1
         if at < 0 or address >= found[at].end:
-            return "", 0, ""
+            return _made_at_run_time(pid, address)
         one = found[at]
         elf = _elf(one.path, one.inode)
         if elf is None and pid in self._roots:
-            elf = _elf(f"/proc/self/fd/{self._roots[pid][1]}{one.path}", one.inode)
+            elf = _elf(f"{self._folder(self._roots[pid])}{one.path}", one.inode)
         place = elf.to_address(address - one.start + one.offset) if elf is not None else None
         symbol = elf.function_at(place) if elf is not None and place is not None else None
         if symbol is None or place is None:
             return "", 0, one.path
         return symbol.name, place - symbol.address, one.path
+
+    def _folder(self, root: tuple[int, int]) -> str:
+        """Where a root directory can be reached: held open, or that of a process which has it still."""
+        if root in self._held:
+            return f"/proc/self/fd/{self._held[root]}"
+        for name in os.listdir("/proc"):
+            if name.isdigit() and _identity(f"/proc/{name}/root/") == root:
+                return f"/proc/{name}/root"
+        return ""
 
     def close(self) -> None:
         """Give the kernel its buffers back; what was read stays."""
@@ -161,9 +240,9 @@ class Mappings:
             ring.close()
             os.close(fd)
         self._rings.clear()
-        for _, fd in self._roots.values():
+        for fd in self._held.values():
             os.close(fd)
-        self._roots.clear()
+        self._held.clear()
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -172,6 +251,33 @@ def _identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _made_at_run_time(pid: int, address: int) -> tuple[str, int, str]:
+    """As `Mappings.resolve`, from the map that runtimes with a JIT compiler leave for perf."""
+    path = f"/tmp/perf-{pid}.map"
+    functions = _perf_map(pid)
+    at = bisect_right(functions, address, key=lambda one: one[0]) - 1
+    if at < 0 or address >= functions[at][1]:
+        return "", 0, ""
+    return functions[at][2], address - functions[at][0], path
+
+
+@lru_cache(maxsize=64)
+def _perf_map(pid: int) -> list[tuple[int, int, str]]:
+    """(start, end, name) of functions by their addresses: lines with address and size in hexadecimal, and the name."""
+    functions = []
+    try:
+        with open(f"/tmp/perf-{pid}.map", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                try:
+                    start, size, name = line.rstrip("\n").split(" ", 2)
+                    functions.append((int(start, 16), int(start, 16) + int(size, 16), name))
+                except ValueError:
+                    continue
+    except OSError:
+        return []
+    return sorted(functions)
 
 
 @lru_cache(maxsize=256)
@@ -183,16 +289,3 @@ def _elf(path: str, inode: int) -> Elf | None:
         return Elf(path) if os.stat(path).st_ino == inode else None
     except (OSError, BpfsealError):
         return None
-
-
-def wanted(reader: Reader) -> bool:
-    """Whether a script shows addresses of processes by name."""
-    shapes = [field.shape for event in reader.events for field in event.fields]
-    shapes += [shape for layout in reader.maps for shape in (layout.key, layout.value) if shape is not None]
-    return any(map(_user, shapes))
-
-
-def _user(shape: Shape) -> bool:
-    if shape.kind in ("ustack", "usym"):
-        return True
-    return any(_user(member.shape) for member in shape.members) or (shape.element is not None and _user(shape.element))

@@ -31,6 +31,7 @@ from bpfseal.runtime.session_events import Events
 from bpfseal.signer.bundle import Bundle, SealedBundle
 
 if TYPE_CHECKING:
+    from bpfseal.compiler.layout import Shape
     from bpfseal.runtime.child import Child
     from bpfseal.runtime.deferred import Account
     from bpfseal.runtime.mappings import Mappings
@@ -132,17 +133,19 @@ class Session:
         self.events.idle()
 
     def _follow_mappings(self) -> None:
-        """Of a target whose stacks or symbols the script shows: it may have ended when they are printed."""
-        target = self.child.pid if self.child is not None else self.pid
-        if not target:
+        """Where the script shows stacks or symbols of processes: they may have ended when these are printed."""
+        if not shows_addresses(self.reader):
             return
-        from bpfseal.runtime.mappings import Mappings, wanted
+        from bpfseal.runtime.mappings import Mappings
 
-        if wanted(self.reader):
-            try:
-                self.mappings = Mappings(target)
-            except OSError:
-                return  # names of what has ended will be missing
+        target = self.child.pid if self.child is not None else self.pid
+        try:
+            self.mappings = Mappings(target) if target else Mappings()
+        except OSError:
+            return  # names of what has ended will be missing
+        assert self._epoll is not None
+        for fd in self.mappings.descriptors:
+            self._epoll.register(fd, select.EPOLLIN)
 
     def begin(self, sink: Sink, *, again: bool = False) -> None:
         """Run BEGIN and send events to `sink`. For trials, which do not `start()`; `again`: only change the sink."""
@@ -181,6 +184,8 @@ class Session:
                     self._stopping = True
                 elif fd == self._target_fd:
                     self._target_ended()
+                elif self.mappings is not None and fd in self.mappings.descriptors:
+                    self.mappings.read()
             self.events.drain()
         if self._stopping:
             return False  # what follows can wait until probes are off: `finish` does it
@@ -344,6 +349,20 @@ class Session:
         if self.child is not None:
             self.child.poll()
         self._stopping = True
+
+
+def shows_addresses(reader: Reader) -> bool:
+    """Whether a script shows addresses of processes by name."""
+    shapes = [field.shape for event in reader.events for field in event.fields]
+    shapes += [shape for layout in reader.maps for shape in (layout.key, layout.value) if shape is not None]
+    return any(map(_is_address, shapes))
+
+
+def _is_address(shape: Shape) -> bool:
+    if shape.kind in ("ustack", "usym"):
+        return True
+    element = shape.element
+    return any(_is_address(member.shape) for member in shape.members) or (element is not None and _is_address(element))
 
 
 def _pidfd(pid: int) -> int:

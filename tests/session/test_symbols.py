@@ -8,14 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bpfseal.runtime.mappings import Mappings
 from bpfseal.runtime.symbols import Symbols
 
-from .conftest import trace
+from .conftest import Running, trace
 
 pytestmark = pytest.mark.host
 
@@ -86,6 +88,73 @@ def test_a_process_with_another_root(caller: Path, tmp_path: Path, milliseconds:
     assert re.search(NAMES, done.out), done.out + done.err
 
 
+UP = 'BEGIN { printf("up\\n"); } '
+ALL_STACKS = UP + 'tracepoint:syscalls:sys_enter_getppid /comm == "caller"/ { @[ustack] = count(); }'
+
+
+def test_processes_that_are_no_target_and_have_ended(caller: Path, running: list[Running]) -> None:
+    """Started by somebody else while the trace runs, gone when the map is printed."""
+    one = Running(ALL_STACKS)
+    running.append(one)
+    one.begin()
+    for _ in range(3):
+        assert subprocess.run([caller], check=False).returncode == 0
+    done = one.end()
+    assert done.out.count("]: 3\n") == len(re.findall(NAMES, done.out)) > 0, done.out + done.err
+
+
+def test_a_process_that_was_there_before_and_has_ended(tmp_path: Path, running: list[Running]) -> None:
+    """Its files were mapped before anybody looked."""
+    code = "import os,sys; sys.stdin.readline(); [os.getppid() for _ in range(5)]"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        program = f"tracepoint:syscalls:sys_enter_getppid /pid == {process.pid}/ {{ @[ustack(2)] = count(); }}"
+        one = Running(UP + program)
+        running.append(one)
+        one.begin()
+        time.sleep(2)  # looked at in slices
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        process.wait()
+    done = one.end()
+    assert re.search(r"^ +\w*getppid\+\d+$", done.out, re.M), done.out + done.err
+
+
+FORKS = """
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+__attribute__((noinline)) int leaf(int n) { return syscall(SYS_getppid) + n; }
+__attribute__((noinline)) int middle(int n) { return leaf(n) + 1; }
+int main(void)
+{
+	for (int i = 0; i < 3; i++) {
+		if (fork() == 0)
+			_exit(middle(3) == 0);
+		wait(0);
+	}
+	return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("target", [True, False])
+def test_processes_that_were_forked_and_mapped_nothing(tmp_path: Path, running: list[Running], target: bool) -> None:
+    source, path = tmp_path / "f.c", tmp_path / "forks"
+    source.write_text(FORKS)
+    subprocess.run(["gcc", "-O1", "-fno-omit-frame-pointer", "-static", "-o", path, source], check=True)
+    program = 'tracepoint:syscalls:sys_enter_getppid /comm == "forks"/ { @[ustack(3)] = count(); }'
+    if target:
+        out = trace(program, "-c", str(path)).out
+    else:
+        one = Running(UP + program)
+        running.append(one)
+        one.begin()
+        subprocess.run([path], check=True)
+        out = one.end().out
+    assert re.search(r"middle\+\d+\s+main\+\d+", out), out
+
+
 JIT = """
 import ctypes, mmap, os, sys, time
 code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -116,6 +185,47 @@ def test_code_made_at_run_time(jit: tuple[int, int]) -> None:
     if name.startswith("0x"):
         pytest.skip("no python3-bpfcc here")
     assert name == "made_at_run_time+5"
+
+
+def test_a_map_of_a_runtime_that_has_ended(tmp_path: Path) -> None:
+    """The file is there longer than the process."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    path = Path(f"/tmp/perf-{pid}.map")
+    path.write_text("1000 20 first function\nnonsense\n2000 10 second\n")
+    try:
+        mappings = Mappings()
+        assert mappings.resolve(pid, 0x1004) == ("first function", 4, str(path))
+        assert mappings.resolve(pid, 0x1020) == ("", 0, "")
+        assert mappings.resolve(pid, 0x2000) == ("second", 0, str(path))
+        mappings.close()
+    finally:
+        path.unlink()
+
+
+def test_of_ended_processes_the_last_ones_are_kept() -> None:
+    """And no more: a machine may start a thousand a second for days."""
+    mappings = Mappings()
+    try:
+        held = set()
+        for _ in range(20):
+            pid = os.posix_spawn("/bin/true", ["true"], os.environ)
+            os.waitpid(pid, 0)
+            held.add(pid)
+            mappings.read()
+        deadline = time.monotonic() + 20
+        while not held <= mappings._ended.keys() and time.monotonic() < deadline:
+            mappings.read()
+        assert held <= mappings._ended.keys()
+        assert held <= mappings._by_pid.keys()
+        for pid in range(5_000_000, 5_000_000 + 5000):
+            mappings._exited(pid)
+        assert len(mappings._ended) == 4096
+        assert not held & mappings._by_pid.keys()
+    finally:
+        mappings.close()
 
 
 def test_no_address_is_0_and_unknown_ones_are_numbers() -> None:
