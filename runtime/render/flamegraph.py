@@ -35,10 +35,10 @@ class Node:
             node = node.callees.setdefault(name, Node(name))
             node.value += value
 
-    def depth(self) -> int:
-        """Levels below this one."""
+    def depth(self, least: float = 0) -> int:
+        """Levels below this one, of nodes whose value is `least` or more."""
         deepest, level = 0, [self]
-        while level := [callee for node in level for callee in node.callees.values()]:
+        while level := [callee for node in level for callee in node.callees.values() if callee.value >= least]:
             deepest += 1
         return deepest
 
@@ -72,7 +72,8 @@ def _path(key: Any, frames: Callable[[StackValue], list[str]]) -> Iterator[str]:
 
 def svg(root: Node, title: str = "") -> str:
     """The picture."""
-    levels = root.depth() + 1
+    scale = (_WIDTH - 2 * _EDGE) / root.value
+    levels = root.depth(_SMALLEST / scale) + 1
     height = levels * _HEIGHT + 4 * _EDGE + 20
     lines = [
         (
@@ -82,7 +83,6 @@ def svg(root: Node, title: str = "") -> str:
         f'<rect width="{_WIDTH}" height="{height}" fill="#fdfdf8"/>',
         f'<text x="{_WIDTH / 2}" y="24" text-anchor="middle" font-size="15">{escaped(title)}</text>',
     ]
-    scale = (_WIDTH - 2 * _EDGE) / root.value
     stack: list[tuple[Node, float, int]] = [(root, float(_EDGE), 0)]
     while stack:
         node, x, level = stack.pop()
@@ -106,6 +106,7 @@ find.oninput = () => {
   for (const box of document.querySelectorAll("g"))
     box.style.opacity = !word || box.querySelector("title").textContent.toLowerCase().includes(word) ? 1 : 0.25;
 };
+scrollTo(0, document.body.scrollHeight);  // where the stacks begin
 """
 
 
@@ -113,7 +114,8 @@ def html(root: Node, title: str = "") -> str:
     """The picture in a page of its own, where what is typed stands out; nothing is loaded from elsewhere."""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>\n'
-        "<style>body { margin: 1em; font-family: monospace } g:hover rect { stroke: #000 }</style></head>\n"
+        "<style>body { margin: 1em; font-family: monospace } #find { position: sticky; top: 1em }\n"
+        "g:hover rect { stroke: #000 }</style></head>\n"
         f'<body><input id="find" type="search" placeholder="function">\n{svg(root, title)}'
         f"<script>{_SCRIPT}</script></body></html>\n"
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST = 200  # columns; then two become one
 _WIDTH, _ROW, _LEFT, _EDGE, _HEAD, _FOOT = 1200, 16, 130, 10, 40, 40
+_CLOCK = 75  # of a time of day
 _LARGEST_PANEL = 40  # rows; more buckets than that share rows
 
 Counts = dict[tuple[int | None, int | None], int]
@@ -122,7 +123,10 @@ def _panel(panel: Panel, seconds: float, began: float, top: int) -> tuple[list[s
                 )
     for at in range(0, len(panel.columns), max(1, len(panel.columns) // 8)):
         x = _LEFT + at * width
-        lines.append(f'<text x="{x:.1f}" y="{bottom + 16}">{_clock(began + at * seconds)}</text>')
+        anchor = "end" if x + _CLOCK > _WIDTH else "start"
+        lines.append(
+            f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="{anchor}">{_clock(began + at * seconds)}</text>'
+        )
         lines.append(f'<path d="M{x:.1f} {bottom}v4" stroke="#888"/>')
     lines.append(f'<path d="M{_LEFT} {bottom}H{_WIDTH - _EDGE}" stroke="#888"/>')
     return lines, _HEAD + len(rows) * _ROW + _FOOT

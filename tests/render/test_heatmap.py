@@ -94,3 +94,14 @@ def test_history_forgets_keys_that_are_not_shown() -> None:
     history.looked()
     history.looked()
     assert history.rate("@", 1, 50, 3.0) == (0.0, [])
+
+
+def test_times_stay_within_the_picture() -> None:
+    """At the right edge a time stands before its mark."""
+    for columns in range(1, 60):
+        root = xml.etree.ElementTree.fromstring(svg([panel(*([Bucket(1, 2, at + 1)] for at in range(columns)))], 1, 0))
+        times = [t for t in root.iter(f"{SPACE}text") if t.text and t.text[2:3] == ":"]
+        assert times
+        for one in times:
+            at = float(one.attrib["x"])
+            assert at <= 1200 if one.attrib["text-anchor"] == "end" else at + 10 * 7 < 1200
