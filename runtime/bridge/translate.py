@@ -268,13 +268,14 @@ def _types_of(program: int) -> bytes:
 
 
 def _packed(data: bytes) -> bytes:
-    """Type information with its two sections one after the other. Libraries leave room between them or give a longer
-    header; ids and offsets of names mean the same without. What is not to be understood stays as it is."""
+    """Type information with a header of the first kind and the two sections that matter one after the other: ids and
+    offsets of names stay what they are. Newer libraries give a longer header (`layout_off` and `layout_len`, for
+    readers that do not know all kinds of types). What is not to be understood stays as it is."""
     if len(data) < _BTF_HEADER.size:
         return data
     magic, version, flags, header, types, types_size, strings, strings_size = _BTF_HEADER.unpack_from(data)
     ends = header + types + types_size, header + strings + strings_size
-    if header < _BTF_HEADER.size or max(ends) > len(data) or any(data[_BTF_HEADER.size : header]):
+    if header < _BTF_HEADER.size or max(ends) > len(data) or any(data[_BTF_HEADER.size + 8 : header]):
         return data
     head = _BTF_HEADER.pack(magic, version, flags, _BTF_HEADER.size, 0, types_size, types_size, strings_size)
     return head + data[ends[0] - types_size : ends[0]] + data[ends[1] - strings_size : ends[1]]

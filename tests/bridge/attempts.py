@@ -141,13 +141,13 @@ def records(*values: int) -> int:
     return address_of(data)
 
 
-def types() -> int:
-    """BTF with `int main(int)`: 1 int, 2 its prototype, 3 the function."""
+def types(longer: int = 0) -> int:
+    """BTF with `int main(int)`: 1 int, 2 its prototype, 3 the function. The header is so many bytes `longer`."""
     body = struct.pack("<IIII", 1, 1 << 24, 4, 1 << 24 | 32)
     body += struct.pack("<IIIII", 0, 13 << 24 | 1, 1, 5, 1) + struct.pack("<III", 5, 12 << 24, 2)
     strings = b"\0int\0main\0"
-    data = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(body), len(body), len(strings)) + body + strings
-    return btf_load(data)
+    header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24 + longer, 0, len(body), len(body), len(strings))
+    return btf_load(header + bytes(longer) + body + strings)
 
 
 def relocated(kind: int, struct_name: bytes = b"task_struct", member: bytes = b"pid", **members: int) -> dict[str, Any]:
@@ -202,6 +202,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "target on a plain type": lambda: load(btf_id=1),
     "BTF that is none": lambda: load(func_info=records(0, 1), func_cnt=1, func_size=8, btf_fd=999),
     "func_info": lambda: load(func_info=records(0, 3), func_cnt=1, func_size=8, btf_fd=types()),
+    "BTF of a newer library": lambda: load(func_info=records(0, 3), func_cnt=1, func_size=8, btf_fd=types(8)),
     "func_info of odd size": lambda: load(func_info=records(0, 3), func_cnt=1, func_size=7, btf_fd=types()),
     "func_info from the future": lambda: load(func_info=records(0, 3, 9), func_cnt=1, func_size=12, btf_fd=types()),
     "func_info padded": lambda: load(func_info=records(0, 3, 0), func_cnt=1, func_size=12, btf_fd=types()),

@@ -1,0 +1,90 @@
+"""Real tools on kernels that require signatures: each refused by itself and working under `bpfseal exec`, with a record
+in the audit log for each program. What docs/compatibility.md says of them is printed by `python -m
+tests.bridge.test_real_tools KERNEL`.
+
+Tools that are not installed are left out. bcc needs headers (BCC_KERNEL_SOURCE) and minutes for its compiler.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpfseal.runtime import vm
+from tests.vm.pool import or_skip
+
+HERE = Path(__file__).parent
+PASSED_ON = ("BCC_KERNEL_SOURCE", "BPFSEAL_TEST_BPFTRACE", "BPFSEAL_TEST_CORE")
+POLICY = """\
+version = 1
+[[rule]]
+name = "tools"
+uid = 0
+probes = "*"
+classes = "*"
+kfuncs = "*"
+variables = "*"
+map_types = "*"
+sleepable = true
+existing_maps = true
+require_source = true
+max_map_bytes = "4GiB"
+per_minute = 0
+"""
+
+
+def objects(folder: Path) -> Path:
+    """The compiled programs of this directory. Raises FileNotFoundError without clang."""
+    for source in (HERE / "objects").glob("*.bpf.c"):
+        command = ["clang", "-g", "-O2", "-target", "bpf", "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def rows(kernel: str, folder: Path, *tools: str) -> Iterator[dict[str, Any]]:
+    """What the battery says in a machine that enforces."""
+    env = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    with vm.boot(kernel, memory="3G", keep_tmp=True, limit=1500) as machine:
+        machine.run(["sh", "-c", f"mkdir -p /etc/bpfseal && cat > /etc/bpfseal/policy.toml <<'END'\n{POLICY}END"])
+        vm.enforce(machine)
+        command = [sys.executable, str(HERE / "battery.py"), str(folder), *tools]
+        done = machine.run(command, timeout=1300, env=env)
+    assert done.status == 0, done.stderr
+    for line in done.stdout.decode().splitlines():
+        yield json.loads(line)
+
+
+@pytest.mark.vm
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["6.18", "7.3"])
+def test_refused_alone_and_working_under_exec(kernel: str, tmp_path: Path) -> None:
+    if shutil.which("clang") is None:
+        pytest.skip("no clang here")
+    folder = objects(tmp_path)
+    found = [row for row in or_skip(kernel, lambda: list(rows(kernel, folder))) if "skipped" not in row]
+    assert len(found) > 5
+    for row in found:
+        assert not row["alone"], row
+        assert row["exec"], row
+        assert row["loaded"] > 0, row
+        assert row["audited"] >= row["loaded"], row
+
+
+def main() -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows(sys.argv[1], objects(Path(folder)), *sys.argv[2:]):
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
