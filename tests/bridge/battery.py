@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AUDIT = Path("/var/log/bpfseal/audit.jsonl")
+ROOT = Path(__file__).parent.parent.parent
+OWN = f"cd {shlex.quote(str(ROOT))} && {shlex.quote(sys.executable)}"
 KEPT = 600  # characters of what a tool said
 SCRIPT = (
     'kprobe:vfs_read { @reads = count(); } tracepoint:syscalls:sys_enter_openat { @opens = count(); } '
@@ -87,6 +89,8 @@ def tools(objects: str) -> list[Tool]:
         Tool("xdpdump", "xdpdump --version",
              f"xdp-loader load -m skb v1 {at}/pass.bpf.o -s xdp; timeout -s INT 15 xdpdump -i v1 -c 4 -x",
              r"entry|@entry|@pass|@xdp", "xdp-loader unload v1 --all"),
+        Tool("functions of programs", "uname -r", f"{OWN} -m tests.bridge.others",
+             r'"fentry": 1, "replaced": 1, "again": 2', needs="sh"),
         Tool("systemd (user manager)", "systemctl --version | head -1", SYSTEMD, r"(?s)cat: /dev/null2.*not permitted",
              limit=200, needs="systemd-run"),
         bcc("opensnoop", "-d 4", r"(?m)^\d+ +\S+ +\d+ +0 /"),
