@@ -24,8 +24,8 @@ _DIGEST: Final = 32
 _COUNT: Final = struct.Struct("<I")
 
 # What a script may depend on beside its text, in files or objects that no key can name beforehand.
-# (Interfaces come and go.)
-_UNKNOWABLE: Final = re.compile(r"\b(import|include|cgroupid)\b|\b(xdp|tc):")
+# (Interfaces and BPF programs come and go.)
+_UNKNOWABLE: Final = re.compile(r"\b(import|include|cgroupid)\b|\b(xdp|tc):|:\s*bpf\s*:")
 _ENVIRONMENT: Final = "BPFTRACE_"  # our own variables say where things are, which no bundle depends on
 
 

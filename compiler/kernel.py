@@ -94,6 +94,11 @@ class KernelTypes:
                 self._loaded_names = []
         return self._loaded_names
 
+    def add_program(self, name: str, data: bytes) -> None:
+        """Take the types of a BPF program, from its BTF, as a module of that name. Raises BtfError."""
+        if name not in self._modules:
+            self._modules[name] = _Unit(name, Btf(data), names={})
+
     def function_names(self) -> bytes:
         """Names of all functions in vmlinux BTF, sorted, each between newlines."""
         assert self._vmlinux.index is not None

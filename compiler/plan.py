@@ -244,7 +244,7 @@ def _tracing(unit: Unit, point: Point, expected: int, target: str, letter: str =
         (Attach(kind="trace", probe=point.name, target=point.function),),
         expected,
         target,
-        _target_id(unit, letter, target, module),
+        _param(point, "btf_id") or _target_id(unit, letter, target, module),  # known already: in another program's BTF
         module,
     )
 

@@ -9,6 +9,7 @@ t.maps["@"]          # a dict, also after the end
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -71,7 +72,11 @@ class Trace:
             self._sealer = Sealer(self._signing)
             self._sealer.start()
         if self.built is None:
-            self.built = build(self._request)
+            try:
+                self.built = build(self._request)
+            except BaseException:
+                _release_targets(None)
+                raise
         return self.built
 
     def load(self, *, quiet: bool = True, log_level: int = 0, sealed: SealedBundle | None = None) -> Session:
@@ -95,6 +100,8 @@ class Trace:
         except BaseException:
             self.abandon()
             raise
+        finally:
+            _release_targets(self.built)
         return session
 
     def start(self, sink: Sink | None = None) -> Trace:
@@ -425,3 +432,10 @@ def trace(
 
 
 __all__ = ["Event", "Session", "Trace", "trace"]
+
+
+def _release_targets(built: Built | None) -> None:
+    """Programs that a script is attached to were held by descriptors until it was loaded."""
+    programs = sys.modules.get("bpfseal.runtime.probes.programs")
+    if programs is not None:
+        programs.release(built.bundle if built is not None else None)

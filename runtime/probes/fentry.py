@@ -10,8 +10,10 @@ from bpfseal.runtime.probes import AbsentError, ProbeError, Provider, is_wild, m
 from bpfseal.runtime.probes.functions import safe, safe_names
 from bpfseal.runtime.probes.rawtracepoint import trusted
 from bpfseal.runtime.probes.world import World
+from bpfseal.signer.btf import BtfError
 
 if TYPE_CHECKING:
+    from bpfseal.compiler.kernel import KernelTypes, Prototype
     from bpfseal.dsl.env import Args, AttachSpec, Point
     from bpfseal.dsl.types import Field, Type
 
@@ -20,7 +22,7 @@ def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
     if world.types is None:
         raise AbsentError(f"{spec.kind} needs the kernel's BTF", hint="a kprobe does without")
     if spec.parts[0] == "bpf" and len(spec.parts) > 1:
-        return _programs(spec)
+        return _programs(world, spec)
     module, function = spec.parts if len(spec.parts) == 2 else ("", spec.parts[0])
     if is_wild(module) or is_wild(function):
         in_module, in_function = matcher(module or "*"), matcher(function)
@@ -70,24 +72,27 @@ def _all(world: World) -> Iterator[tuple[str, list[str]]]:
             yield module, [name for name in known if name in traceable]
 
 
-def _programs(spec: AttachSpec) -> Sequence[Point]:
-    """None is found, or an error: a program has to be named by a descriptor when another is attached to it, and the
-    loader that is signed can get none (bpf_sys_bpf, kernel/bpf/syscall.c). What it were handed would not be what was
-    signed for."""
-    from bpfseal.runtime.probes.programs import functions
+def _programs(world: World, spec: AttachSpec) -> Sequence[Point]:
+    """Functions of programs, with what their descriptor will be called in the signed load as module."""
+    from bpfseal.dsl.env import Point
+    from bpfseal.runtime.probes.programs import btf_of, functions, hold
 
+    assert world.types is not None
     wanted = spec.parts[1] if len(spec.parts) == 3 else "*"
     in_name = matcher(spec.parts[-1])
+    points = []
     try:
-        found = [f"{id}:{name}" for id, name in functions() if in_name(name) and wanted in ("*", str(id))]
-    except OSError as error:
-        raise ProbeError(f"cannot list BPF programs: {error.strerror}", hint="needs CAP_SYS_ADMIN") from None
-    if found:
-        raise ProbeError(
-            f"BPF programs such as {found[0]} cannot be probed: no signature can cover which program it is",
-            hint="probe the kernel functions that it calls",
-        )
-    return []
+        for id, name in functions():
+            if in_name(name) and wanted in ("*", str(id)):
+                module = hold(id)
+                world.types.add_program(module, btf_of(module))
+                number = world.types.find("f", name, module)
+                title = f"{spec.kind}:bpf:{id}:{name}"
+                points.append(Point(spec.kind, title, module, name, params=(("btf_id", number),)))
+    except (OSError, BtfError) as error:
+        why = error.message if isinstance(error, BtfError) else error.strerror
+        raise ProbeError(f"cannot look at BPF programs: {why}", hint="needs CAP_SYS_ADMIN") from None
+    return points
 
 
 def _args(world: World, point: Point) -> Args:
@@ -99,10 +104,26 @@ def _args(world: World, point: Point) -> Args:
     proto = world.types.prototype(point.function, point.module)
     if proto is None:
         return Args(None, "argument")
+    if point.module.startswith("prog-"):
+        return _of_program(point, proto)
     fields, slots = typed_arguments((param.name, param.type) for param in proto.params)
     returns = trusted(proto.returns) if proto.returns is not None and point.kind == "fexit" else None
     # The context of fexit goes on with the result behind the arguments.
     return Args(RecordInfo("args", 8 * slots, fields), "argument", returns, {"arguments": slots})
+
+
+def _of_program(point: Point, proto: Prototype) -> Args:
+    """Arguments of a program's function: the context that the program's source names is not the structure that the
+    kernel calls it with, so pointers are bare addresses, to be cast to what they are (struct sk_buff, xdp_buff)."""
+    from bpfseal.dsl.env import Args
+    from bpfseal.dsl.types import Field, Ptr, RecordInfo
+
+    fields = tuple(
+        Field(p.name, Ptr(None, "kernel") if isinstance(p.type, Ptr) else p.type, 8 * at, argument=at)
+        for at, p in enumerate(proto.params)
+    )
+    returns = proto.returns if point.kind == "fexit" else None
+    return Args(RecordInfo("args", 8 * len(fields), fields), "argument", returns, {"arguments": len(fields)})
 
 
 def typed_arguments(params: Iterable[tuple[str, Type]]) -> tuple[tuple[Field, ...], int]:
@@ -125,8 +146,24 @@ def _names(world: World, kind: str, pattern: str) -> Iterable[str]:
     return chain.from_iterable(map(f"{module}:".__add__, names) for module, names in _all(world))
 
 
+def _types_of(types: KernelTypes, id: int) -> str:
+    """Under what name the types of a program are known, for a listing."""
+    from bpfseal.runtime.probes.programs import btf_of, hold, release
+
+    try:
+        module = hold(id)
+        types.add_program(module, btf_of(module))
+        return module
+    except (OSError, BtfError):
+        return ""
+    finally:
+        release()
+
+
 def _describe(world: World, kind: str, name: str) -> Iterable[str]:
     module, _, function = name.rpartition(":")
+    if module.startswith("bpf:") and world.types is not None:
+        module = _types_of(world.types, int(module.removeprefix("bpf:")))
     proto = world.types.prototype(function, module) if world.types is not None else None
     if proto is None or world.types is None:
         return []

@@ -130,6 +130,27 @@ def test_signal(exe: str) -> None:
         assert left_over(before) == {}
 
 
+def test_functions_of_programs(exe: str) -> None:
+    """fentry and fexit of a BPF program, by its id and by its name: as many calls as the program has counted."""
+    if not has("trampoline"):
+        pytest.skip("this machine has no trampoline")
+    before = objects()
+    # The loop is a function of its own, and programs with functions have BTF.
+    traced = inside.Trace("-e", f"uprobe:{exe}:traced {{ @ = count(); for ($kv : @b) {{ print($kv); }} @b[0] = 1; }}")
+    traced.wait_until_attached()
+    names = [x for x in list_probes("fentry:bpf:*:p*") if x.split(":")[2] not in before["prog"]]
+    line = next(x for x in names if re.search(r":p\d+$", x))
+    for probe in (line, "fexit:bpf:" + line.rpartition(":")[2]):
+        body = "/retval == 0/ { @ = count(); }" if probe.startswith("fexit") else "/args.a0 != 0/ { @ = count(); }"
+        status, out, err = inside.run("-c", f"{exe} call 137", "-e", f"{probe} {body}")
+        assert status == 0, err
+        assert "@: 137\n" in out, out + err
+    out, _ = traced.end(signal.SIGINT)
+    assert f"@: {2 * 137}\n" in out
+    if IN_GUEST:
+        assert left_over(before) == {}
+
+
 def test_hardware_counters_or_why_not(exe: str) -> None:
     """Exact counts cannot be had; machines without counters say so."""
     status, out, err = inside.run("-c", f"{exe} call 1000", "-e", "hardware:instructions:1000 { @ = count(); }")

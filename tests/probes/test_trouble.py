@@ -12,18 +12,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+import bpfseal as api
 from bpfseal.dsl.env import AttachSpec
 from bpfseal.dsl.points import specs
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime.attach import AttachContext, AttachError, attach
 from bpfseal.runtime.environment import RealEnvironment
 from bpfseal.runtime.listing import list_probes
-from bpfseal.runtime.probes import provider
+from bpfseal.runtime.probes import programs, provider
 from bpfseal.runtime.probes.world import World
 from bpfseal.signer.bundle import Attach
 from tests.probes import kit
@@ -91,6 +92,16 @@ class TestUnknown:
             attach(Attach(kind="kprobe", probe=f"kprobe:{twice}", target=twice), program.prog, AttachContext())
 
 
+def descriptors() -> set[str]:
+    """Those of BPF programs in this process."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of this very listing
+            if "bpf-prog" in os.readlink(f"/proc/self/fd/{name}"):
+                found.add(name)
+    return found
+
+
 @pytest.mark.host
 @kit.needs_bpf
 class TestPrograms:
@@ -109,13 +120,29 @@ class TestPrograms:
                 process.send_signal(signal.SIGINT)
                 process.communicate(timeout=60)
 
-    def test_are_listed_and_cannot_be_targets(self) -> None:
+    def test_are_listed_and_held_until_they_are_attached_to(self) -> None:
+        """(Where the kernel has trampolines, test_table.py counts their calls.)"""
+        before = descriptors()
         with self.running():
             lines = list(list_probes("fentry:bpf:*"))
             assert any(re.fullmatch(r"fentry:bpf:\d+:\w+", line) for line in lines), lines
-            (spec,) = specs("fentry:bpf:*")
-            with pytest.raises(BpfsealError, match=r"BPF programs such as \d+:\w+ cannot be probed"):
-                RealEnvironment().expand(spec)
+            name = next(x for x in lines if re.search(r":p\d$", x)).removeprefix("fentry:")
+            assert "    void * a0" in list_probes(f"fentry:{name}", verbose=True)
+            (spec,) = specs(f"fentry:{name}")
+            (point,) = RealEnvironment().expand(spec)
+            assert point.name == f"fentry:{name}"
+            assert re.fullmatch(r"prog-\d+@\d+", point.module)
+            assert descriptors() > before
+            programs.release()
+            assert descriptors() == before
+
+    def test_a_wrong_script_holds_none(self) -> None:
+        before = descriptors()
+        with self.running(), pytest.raises(BpfsealError, match="no_such_function"):
+            api.trace("fentry:bpf:* { no_such_function(); }").build(helper=False)
+        assert descriptors() == before
+
+    def test_unknown(self) -> None:
         (spec,) = specs("fentry:bpf:no_such_program")
         assert list(RealEnvironment().expand(spec)) == []
 
