@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,8 +15,9 @@ from typing import Final, NamedTuple
 _NOTIF: Final = struct.Struct("=QIIiIQ6Q")  # id, pid, flags, then seccomp_data: nr, arch, ip, args
 _RESPONSE: Final = struct.Struct("=QqiI")  # id, val, error, flags
 _ADDFD: Final = struct.Struct("=QIIII")  # id, flags, srcfd, newfd, newfd_flags
-_RECV, _SEND, _ID_VALID, _ADDFD_CALL = 0xC0502100, 0xC0182101, 0x40082102, 0x40182103
+_RECV, _SEND, _ID_VALID, _ADDFD_CALL, _SET_FLAGS = 0xC0502100, 0xC0182101, 0x40082102, 0x40182103, 0x40082104
 _CONTINUE: Final = 1 << 0
+_SYNC_WAKE_UP: Final = 1 << 0  # since Linux 6.6: who waits for an answer is waited for
 _ADDFD_SEND: Final = 1 << 1  # the descriptor's number becomes the call's result, in one step
 
 
@@ -33,6 +35,8 @@ class Listener:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, _SET_FLAGS, _SYNC_WAKE_UP)
 
     def receive(self) -> Call | None:
         """The next stopped call; waits for it. None if there was one but its thread is gone."""
