@@ -9,10 +9,10 @@ from typing import Any
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Register the magics and their completion."""
+    """Register the magics, their completion and help."""
     import atexit
 
-    from bpfseal.runtime.notebook.completion import install
+    from bpfseal.runtime.notebook import completion, inspection
     from bpfseal.runtime.notebook.magics import BpfsealMagics
 
     if getattr(shell, "bpfseal_magics", None) is not None:
@@ -20,7 +20,8 @@ def load_ipython_extension(shell: Any) -> None:
     magics = BpfsealMagics(shell)
     shell.register_magics(magics)
     shell.bpfseal_magics = magics
-    install(shell)
+    completion.install(shell)
+    inspection.install(shell)
     # The traces' threads do not keep Python from leaving, so an orderly end has to be asked for.
     atexit.register(magics.close)
 
@@ -29,7 +30,7 @@ def unload_ipython_extension(shell: Any) -> None:
     """Stop what runs, and take magics and completions away again."""
     import atexit
 
-    from bpfseal.runtime.notebook.completion import remove
+    from bpfseal.runtime.notebook import completion, inspection
 
     magics = getattr(shell, "bpfseal_magics", None)
     if magics is None:
@@ -38,5 +39,6 @@ def unload_ipython_extension(shell: Any) -> None:
     atexit.unregister(magics.close)
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("bpfseal", None)
-    remove(shell)
+    completion.remove(shell)
+    inspection.remove(shell)
     shell.bpfseal_magics = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -15,28 +16,47 @@ _WORD = re.compile(r"[@$]?\w*\Z")
 _FIELD = re.compile(r"\bargs(?:\.|->)(\w*)\Z")
 _OPTION = re.compile(r"(?:^|\s)(--?[\w-]*)\Z")
 _POINT = re.compile(r"(?:^|[},/]|\*/)\s*([^\s{}/,;\"()]*)\Z")
+_PATH = re.compile(r"(?:^|[\s},])((?:uprobe|uretprobe|usdt|ur?|U):[^\s{},;\"()]*)\Z")
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/', re.S)
-_HEAD = re.compile(r"([^{}]*)\{[^{}]*\Z")
+_VALUE = re.compile(r"(?:^|\s)(--signing|--doc|-l|--list)(?:\s+|=)(\S*)\Z")
+_PYTHON = re.compile(r"\$\{[^}]*\Z")
+_FILES = frozenset(("uprobe", "uretprobe", "usdt", "u", "ur", "U"))
+
+
+def within(before: str) -> bool:
+    """Whether the text of a cell up to the cursor ends in words of bpfseal, and not of Python."""
+    if before.rpartition("\n")[2].startswith("%%bpfseal "):
+        return True
+    start = _last_start(before)
+    if start is None or (not start[0].startswith("%%") and "\n" in before[start.end() :]):
+        return False
+    return not _PYTHON.search(before[start.end() :])
+
+
+def _last_start(before: str) -> re.Match[str] | None:
+    starts = list(_START.finditer(before))
+    return starts[-1] if starts else None
 
 
 def complete(before: str) -> tuple[str, list[tuple[str, str]]]:
     """(fragment, [(completion, kind)]) for the text of a cell up to the cursor; nothing outside of bpfseal's."""
-    starts = list(_START.finditer(before))
-    start = starts[-1] if starts else None
-    if start is None or (not start[0].startswith("%%") and "\n" in before[start.end() :]):
-        first = before.rpartition("\n")[2]
-        if first.startswith("%%bpfseal ") and (option := _OPTION.search(before)):
-            return option[1], _options(option[1])
+    if not within(before):
         return "", []
+    line = before.rpartition("\n")[2]
+    if line.startswith("%%bpfseal "):
+        return _arguments(line)
+    start = _last_start(before)
+    assert start is not None
     program = before[start.end() :]
-    option = _OPTION.search(program)
-    if not start[0].startswith("%%") and option and "{" not in program:
-        return option[1], _options(option[1])
+    if not start[0].startswith("%%") and "{" not in program:
+        fragment, found = _arguments(program)
+        if found:
+            return fragment, found
     bare = _STRING.sub(lambda m: " " * len(m[0]), program)
     if bare.count('"') % 2:
         return "", []
     if bare.count("{") <= bare.count("}"):
-        point = _POINT.search(bare)
+        point = _PATH.search(bare) or _POINT.search(bare)
         return (point[1], _probes(point[1])) if point else ("", [])
     field = _FIELD.search(bare)
     if field:
@@ -44,6 +64,25 @@ def complete(before: str) -> tuple[str, list[tuple[str, str]]]:
     word = _WORD.search(bare)
     fragment = word[0] if word else ""
     return fragment, _names(fragment, bare)
+
+
+def _arguments(line: str) -> tuple[str, list[tuple[str, str]]]:
+    """Options and their values."""
+    value = _VALUE.search(line)
+    if value is None:
+        option = _OPTION.search(line)
+        return (option[1], _options(option[1])) if option else ("", [])
+    name, fragment = value.groups()
+    if name in ("-l", "--list"):
+        return fragment, _probes(fragment)
+    if name == "--signing":
+        words = ["auto", "require", "off"]
+    else:
+        from bpfseal.dsl.table import CONFIG
+        from bpfseal.dsl.table import names as known
+
+        words = sorted({*known(), *CONFIG})
+    return fragment, [(word, "value") for word in words if word.startswith(fragment)]
 
 
 def _options(fragment: str) -> list[tuple[str, str]]:
@@ -62,6 +101,9 @@ def _probes(fragment: str) -> list[tuple[str, str]]:
         special = ["BEGIN", "END", "begin", "end", "self"]
         kinds = [f"{kind}:" for kind in MODULES if kind not in special]
         return [(name, "probe") for name in sorted({*kinds, *special[:4]}) if name.startswith(fragment)]
+    kind, _, path = fragment.partition(":")
+    if kind in _FILES and path.startswith("/") and ":" not in path:
+        return [(f"{kind}:{name}", "path") for name in _files(path)]
     found: dict[str, None] = {}
     depth = fragment.count(":")
     # A listing takes what is left out to be in front; who is typing has left out what comes behind.
@@ -78,6 +120,22 @@ def _probes(fragment: str) -> list[tuple[str, str]]:
     except BpfsealError:
         return []
     return [(name, "probe") for name in found]
+
+
+def _files(path: str) -> Iterator[str]:
+    """Directories and programs whose paths begin so."""
+    folder, _, beginning = path.rpartition("/")
+    try:
+        with os.scandir(folder or "/") as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in found[:5000]:
+        if entry.name.startswith(beginning):
+            try:
+                yield f"{folder}/{entry.name}" + ("/" if entry.is_dir() else ":")
+            except OSError:
+                continue
 
 
 def _fields(program: str) -> Iterator[str]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bpfseal.compiler.layout import Reader
-from bpfseal.errors import BpfsealError
 from bpfseal.runtime.notebook.recording import Recording, map_text
+from bpfseal.runtime.notebook.trouble import Refused
 from bpfseal.runtime.records.stream import Note, View
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Data:
         try:
             import polars
         except ImportError:
-            raise BpfsealError("polars is not installed", hint="pip install polars pyarrow") from None
+            raise Refused("polars is not installed", hint="pip install polars pyarrow") from None
         return polars.from_pandas(self.events if name is None else self[name])
 
     def arrow(self, name: str | None = None) -> Any:
@@ -82,7 +82,7 @@ class Data:
         try:
             import pyarrow
         except ImportError:
-            raise BpfsealError("Arrow is not installed", hint="pip install pyarrow") from None
+            raise Refused("Arrow is not installed", hint="pip install pyarrow") from None
         return pyarrow.Table.from_pandas(self.events if name is None else self[name], preserve_index=False)
 
     def plot(self, name: str | None = None, **options: Any) -> Any:

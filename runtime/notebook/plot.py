@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bpfseal.errors import BpfsealError
 from bpfseal.runtime.notebook.data import Snapshot
+from bpfseal.runtime.notebook.trouble import Refused
 from bpfseal.runtime.render.histogram import linear_label, log2_label
 
 _TOP = 30
@@ -16,18 +16,18 @@ def plot(shot: Snapshot, name: str | None = None, **options: Any) -> Any:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise BpfsealError("plot() needs matplotlib", hint="pip install matplotlib") from None
+        raise Refused("plot() needs matplotlib", hint="pip install matplotlib") from None
     from bpfseal.runtime.records import frames
 
     pd = frames.pandas()
     if name is None:
         if len(shot.contents) != 1:
             known = ", ".join(sorted(shot.contents)) or "none"
-            raise BpfsealError(f"say which map to plot; the program has: {known}")
+            raise Refused(f"say which map to plot; the program has: {known}")
         name = next(iter(shot.contents))
     contents = shot.contents.get(name if name in shot.contents else f"@{name}")
     if contents is None:
-        raise BpfsealError(f"the program has no map {name}")
+        raise Refused(f"the program has no map {name}")
     frame = shot.map_frame(name)
     if contents.kind in ("hist", "lhist"):
         label = log2_label if contents.kind == "hist" else linear_label
@@ -44,7 +44,7 @@ def plot(shot: Snapshot, name: str | None = None, **options: Any) -> Any:
         return (table if keys else table.set_index("time")).plot(**options)
     numbers = [column for column in frame.columns if pd.api.types.is_numeric_dtype(frame[column])]
     if not numbers:
-        raise BpfsealError(f"{contents.name} has no numbers to plot")
+        raise Refused(f"{contents.name} has no numbers to plot")
     keys = [column for column in frame.columns if column not in numbers[-1:]]
     labels = frame[keys].astype(str).agg(", ".join, axis=1) if keys else [contents.name]
     values = frame[numbers[-1]].to_numpy()

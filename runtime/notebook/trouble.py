@@ -16,6 +16,13 @@ _REFUSED = re.compile(r"\bEPERM\b|\bEACCES\b|not permitted|[Pp]ermission denied|
 _STYLES = {"error": "#cf222e", "warning": "#9a6700", "note": "#57606a"}
 
 
+class Refused(BpfsealError):
+    """Something that a trace cannot do for a cell of Python; IPython prints the message in place of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return text(self).split("\n")
+
+
 class TraceFailed(BpfsealError):
     """Ends a cell because of `cause`, which has been shown; IPython prints `lines` in place of a traceback."""
 

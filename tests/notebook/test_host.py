@@ -284,7 +284,7 @@ def test_lists_and_help(cell: Any) -> None:
     assert "did you mean" in cell("%bpfseal --doc hisst").out
 
 
-def test_completion(ipython: Any) -> None:
+def test_completion(cell: Any) -> None:
     from bpfseal.runtime.notebook.completion import complete
 
     def offered(before: str) -> list[str]:
@@ -301,6 +301,50 @@ def test_completion(ipython: Any) -> None:
     assert "printf(" in offered("x = %bpfseal BEGIN { pri")
     assert offered("%%bpfseal\nBEGIN { @counted = 1; @cou") == ["@counted"]
     assert offered("print('a')\npri") == []
+    # values of options, and files of probes
+    assert offered("%%bpfseal --signing re") == ["require"]
+    assert offered("%bpfseal --doc histo") == []
+    assert {"hist", "has_key"} <= set(offered("%bpfseal --doc h"))
+    assert offered("%bpfseal -l tracepoint:sched:sched_switc") == ["tracepoint:sched:sched_switch"]
+    assert "uprobe:/usr/" in offered("%%bpfseal\nuprobe:/us")
+    assert "uprobe:/proc/self/exe:" in offered("%%bpfseal\nuprobe:/proc/self/ex")
+    if cell("%bpfseal -l uprobe:/bin/bash:readline").value:
+        assert "uprobe:/bin/bash:readline" in offered("%%bpfseal\nBEGIN { @ = 1; } uprobe:/bin/bash:readl")
+    assert offered("%%bpfseal\ntracepoint:a:b /pid == 1/ { @ = 5 / uret") == []
+
+
+def test_python_is_not_offered_in_a_program(ipython: Any) -> None:
+    from IPython.core.completer import provisionalcompleter
+
+    ipython.user_ns["zebra_of_the_notebook"] = 1
+
+    def offered(text: str) -> set[str]:
+        with provisionalcompleter():
+            return {one.text for one in ipython.Completer.completions(text, len(text))}
+
+    name = "zebra_of_the_notebook"
+    assert name in offered("zebra_of")
+    assert name in offered("%%bpfseal\nBEGIN { @ = ${zebra_of")
+    assert name in offered("x = %bpfseal BEGIN { exit(); }\nzebra_of")
+    ipython.user_ns["printfarm"] = 1
+    assert "printfarm" in offered("printf")
+    assert offered("%%bpfseal\nBEGIN { printf") == {"printf("}
+
+
+def test_help_on_what_the_cursor_is_at() -> None:
+    from bpfseal.runtime.notebook.inspection import help_at
+
+    def title(text: str) -> str | None:
+        found = help_at(text.replace("|", ""), text.index("|"))
+        return found and str(found.title)
+
+    assert title("%%bpfseal\nBEGIN { @ = hi|st(5); }") == "hist"
+    assert title("%%bpfseal\nBEGIN { @ = |comm; }") == "comm"
+    assert title("%%bpfseal\nBEGIN { @ = lhist(5, 0, |") == "lhist"
+    assert title("x = %bpfseal BEGIN { printf(|") == "printf"
+    assert title("%%bpfseal\nBEGIN { unknown| }") is None
+    assert title("hist|") is None
+    assert title("%%bpfseal\nBEGIN { @ = ${hist|} }") is None
 
 
 def test_missing_rights_are_named(tmp_path: Any) -> None:
@@ -393,6 +437,10 @@ def test_charts_with_matplotlib(cell: Any) -> None:
 
     with pytest.raises(BpfsealError, match="which map"):
         trace.plot()
+    cell("charted = _trace")
+    shown = cell("charted.plot()").out
+    assert "which map" in shown
+    assert "Traceback" not in shown
 
 
 def test_polars_and_arrow(cell: Any) -> None:
