@@ -7,8 +7,6 @@ variables of a config block. The rows are in `table_builtins`, `table_functions`
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from bpfseal.dsl.table_builtins import BUILTINS
 from bpfseal.dsl.table_config import CONFIG, ENVIRONMENT_ONLY, OBSOLETE, RENAMED
 from bpfseal.dsl.table_functions import AGGREGATES, FUNCTIONS
@@ -37,4 +35,6 @@ def names() -> list[str]:
 
 def near(name: str, among: list[str] | tuple[str, ...], count: int = 3) -> list[str]:
     """Names of `among` that `name` may have meant, best first."""
+    from difflib import get_close_matches
+
     return get_close_matches(name, sorted(set(among)), n=count, cutoff=0.6)

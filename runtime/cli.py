@@ -13,7 +13,8 @@ from bpfseal.errors import BpfsealError, UsageError
 
 TYPE_CHECKING = False  # `typing` takes longer to import than most commands to run
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from types import ModuleType
+from typing import Any, NoReturn
 
 # The bpftrace whose language ours is; what asks for a version finds it in a line of its own.
 LANGUAGE = "0.27"
@@ -37,8 +38,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Exit status of the command line `argv` (default: this process's)."""
     arguments = sys.argv[1:] if argv is None else argv
-    # msgspec looks for typing_extensions, which it does not need, and which brings inspect along: 12 ms.
-    sys.modules.setdefault("typing_extensions", None)  # type: ignore[arg-type]
+    _import_lightly()
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         _fill_standard_descriptors()
     try:
@@ -134,6 +134,27 @@ def _dispatch(arguments: list[str]) -> int:
     from bpfseal.runtime.trace_command import main as trace
 
     return trace(options)
+
+
+def _import_lightly() -> None:
+    """Modules that everything needs, without what they bring along and do not need: 25 ms of a start.
+
+    msgspec looks for typing_extensions, which imports inspect. uuid, which msgspec imports, asks platform for the name
+    of the system, which is a dozen regular expressions; getopt takes its words from gettext if it is there.
+    """
+    absent: Any = None
+    system = ModuleType("platform")
+    vars(system)["system"] = lambda: os.uname().sysname
+    sys.modules.setdefault("typing_extensions", absent)
+    spared = {"platform": system, "gettext": absent}
+    mine = {name: module for name, module in spared.items() if name not in sys.modules}
+    sys.modules.update(mine)
+    try:
+        import getopt  # noqa: F401
+        import uuid  # noqa: F401
+    finally:
+        for name in mine:
+            del sys.modules[name]
 
 
 def _fill_standard_descriptors() -> None:
