@@ -9,9 +9,9 @@
   const WORDS = {
     keywords: "break comptime config const continue defer else enum fn for if import let macro offsetof return sizeof struct typeinfo typeof union unroll while".split(' '),
     types: "bool buffer char int int16 int16_t int32 int32_t int64 int64_t int8 int8_t long short signed size_t string uint16 uint16_t uint32 uint32_t uint64 uint64_t uint8 uint8_t unsigned void".split(' '),
-    probes: "asyncwatchpoint aw f fentry fexit fr h hardware i interval it iter k kfunc kprobe kr kretfunc kretprobe lsm p profile rawtracepoint rt s self software t tc tracepoint u uprobe ur uretprobe usdt w watchpoint xdp".split(' '),
+    probes: "U asyncwatchpoint aw f fentry fexit fr h hardware i interval it iter k kfunc kprobe kr kretfunc kretprobe lsm p profile rawtracepoint rt s self software t tc tracepoint u uprobe ur uretprobe usdt w watchpoint xdp".split(' '),
     functions: "assert assert_str avg bswap buf capture cat cgroup_path cgroupid clear comm container_of count debugf default_str_length delete errorf exit fail find has_key hist is_array is_err is_integer is_literal is_ptr is_scalar is_str is_unsigned_integer join kaddr kfunc_allowed kfunc_exist kptr kstack ksym leader_comm leader_tid len lhist macaddr max memcmp min nsecs ntop override path pcomm percpu_kaddr pid ppid print printf pton reg signal signal_name signal_thread skboutput socket_cookie static_assert stats str str_concat strcap strcontains strerror strftime strlen strncmp strstr sum syscall_name system tid time tseries uaddr unwatch uptr ustack usym warnf write_user zero".split(' '),
-    builtins: "arg0 arg1 arg2 arg3 arg4 arg5 arg6 arg7 arg8 arg9 args cgroup comm config cpid cpu ctx curtask elapsed func gid has_cpid jiffies ncpus numaid pid probe probetype rand retval tid uid usermode username".split(' '),
+    builtins: "arg0 arg1 arg10 arg11 arg2 arg3 arg4 arg5 arg6 arg7 arg8 arg9 args cgroup comm config cpid cpu ctx curtask elapsed func gid has_cpid jiffies ncpus numaid pid probe probetype rand retval tid uid usermode username".split(' '),
   };
 
   const KINDS = [
