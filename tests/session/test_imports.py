@@ -11,9 +11,9 @@ pytestmark = pytest.mark.host
 
 # What brings milliseconds along and has no business before the first event.
 HEAVY = {
-    "argparse", "ast", "bcc", "bz2", "cryptography", "dataclasses", "difflib", "dis", "gettext", "elftools", "inspect", "json", "lark",
-    "llvmlite", "logging", "lzma", "numpy", "pathlib", "pkcs11", "platform", "random", "rich", "shlex", "shutil", "subprocess",
-    "tempfile", "urllib",
+    "argparse", "ast", "bcc", "bz2", "cryptography", "dataclasses", "difflib", "dis", "elftools", "gettext",
+    "inspect", "json", "lark", "llvmlite", "logging", "lzma", "numpy", "pathlib", "pkcs11", "platform", "random",
+    "rich", "shlex", "shutil", "subprocess", "tempfile", "urllib",
 }  # fmt: skip
 OWN = {"bpfseal.dsl", "bpfseal.compiler.build", "bpfseal.compiler.llvm", "bpfseal.signer.server", "bpfseal.signer.keys"}
 
