@@ -21,7 +21,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RAW = HERE / "raw"
 SECTIONS = (
-    "start", "compile", "events", "session", "readout", "attach", "per_event", "seal", "sealed_load", "exec", "imports"
+    "start", "compile", "events", "session", "readout", "attach", "per_event", "seal", "sealed_load", "exec", "imports",
+    "notebook",
 )  # fmt: skip
 
 

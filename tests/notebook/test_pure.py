@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -326,15 +328,30 @@ def test_lexer_takes_anything(text: str) -> None:
 # --- imports -------------------------------------------------------------------------------------------------------
 
 
-def test_loading_the_extension_imports_no_heavy_modules() -> None:
+def test_loading_the_extension_imports_next_to_nothing(tmp_path: Path) -> None:
+    """Nothing but the magics themselves: neither language, compiler, signer nor frames, whose time would be a wait."""
     text = (
-        "import sys, IPython\nimport bpfseal\nassert 'IPython' in sys.modules\n"
-        "import bpfseal.runtime.notebook.magics, bpfseal.runtime.notebook.completion\n"
-        "heavy = {'pandas', 'numpy', 'matplotlib', 'lark', 'llvmlite', 'cryptography', 'msgspec', 'bcc'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        "import sys\n"
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance()\n"
+        "shell.history_manager.enabled = False\n"
+        "before = set(sys.modules)\n"
+        "shell.run_line_magic('load_ext', 'bpfseal')\n"
+        "print(*sorted(set(sys.modules) - before))"
     )
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "IPYTHONDIR": str(tmp_path)},
+    )
+    found = set(done.stdout.split())
+    ours = {name for name in found if name.partition(".")[0] == "bpfseal"}
+    notebook = {f"bpfseal.runtime.notebook.{name}" for name in ("magics", "arguments", "completion", "inspection")}
+    assert ours == {"bpfseal", "bpfseal.errors", "bpfseal.runtime", "bpfseal.runtime.notebook", *notebook}
+    heavy = {"pandas", "numpy", "matplotlib", "lark", "llvmlite", "cryptography", "msgspec", "bcc", "elftools", "rich"}
+    assert not heavy & {name.partition(".")[0] for name in found}
 
 
 def test_import_of_bpfseal_stays_free() -> None:
