@@ -17,6 +17,7 @@ import random
 import re
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,18 +92,22 @@ def arguments(mark: str, signing: str) -> list[str]:
     return ["-q", f"--signing={signing}", "-c", "/bin/sleep 60", "-e", program]
 
 
-def spawned(mark: str, signing: str) -> int:
-    """The pid of a new process that traces."""
+def spawned(mark: str, signing: str, errors: int) -> int:
+    """The pid of a new process that traces; the descriptor `errors` gets what it says on stderr."""
     command = "from bpfseal.runtime.cli import console; console()"
     return os.posix_spawn(
         sys.executable,
         [sys.executable, "-c", command, *arguments(mark, signing)],
         {**os.environ, "BPFSEAL_TEST_MARK": mark},
-        file_actions=[(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in (0, 1, 2)],
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, errors, 2),
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_RDWR, 0),
+        ],
     )
 
 
-def forked(mark: str, signing: str) -> int:
+def forked(mark: str, signing: str, errors: int) -> int:
     """The pid of a fork of this process that traces."""
     from bpfseal.runtime import api, attach, cli, load, session, trace_command  # noqa: F401
     from bpfseal.signer import client  # noqa: F401
@@ -111,8 +116,8 @@ def forked(mark: str, signing: str) -> int:
     if pid == 0:
         try:
             silent = os.open(os.devnull, os.O_RDWR)
-            for descriptor in (0, 1, 2):
-                os.dup2(silent, descriptor)
+            for descriptor, target in ((silent, 0), (silent, 1), (errors, 2)):
+                os.dup2(descriptor, target)
             os.environ["BPFSEAL_TEST_MARK"] = mark
             cli.main(arguments(mark, signing))
         finally:
@@ -140,7 +145,7 @@ def seconds_to_maps(start: Callable[[], int], look: Callable[[], Left]) -> float
         while not look().maps:
             if time.monotonic() - began > 6 * _PATIENCE_SECONDS or ended(pid):
                 kill(pid)
-                raise RuntimeError("a trace ended, or ran for long, and had no maps")
+                raise RuntimeError(f"a trace had no maps for {time.monotonic() - began:.0f} s")
             time.sleep(0.02)
         seconds = time.monotonic() - began
         kill(pid)
@@ -154,12 +159,23 @@ def campaign(
 ) -> tuple[Left, int]:
     """(what was left after all rounds, how many were killed before they had a map). Raises RuntimeError when traces do
     not work here."""
+    with tempfile.TemporaryFile() as errors:
+        try:
+            return _campaign(rounds, seed, forked if fork else spawned, signing, errors.fileno(), system=system)
+        except RuntimeError as error:
+            errors.seek(0)
+            raise RuntimeError(f"{error}: {errors.read().decode(errors='replace')}") from None
+
+
+def _campaign(
+    rounds: int, seed: int | None, begin: Callable[[str, str, int], int], signing: str, errors: int, *, system: bool
+) -> tuple[Left, int]:
     mark = f"k{os.urandom(4).hex()}"
     keys = all_keys(system=system)
     clients: set[int] = set()
 
     def start() -> int:
-        pid = forked(mark, signing) if fork else spawned(mark, signing)
+        pid = begin(mark, signing, errors)
         clients.add(pid)
         return pid
 
