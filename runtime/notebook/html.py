@@ -24,7 +24,7 @@ _CHARTS = 12
 _LINE = 2000  # characters of a line that are shown
 
 # Front ends have opinions of their own on tables and texts in outputs, in rules of whatever rank.
-_STYLE = """<style>
+STYLE = """<style>
 .bpfseal{font:13px/1.4 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)}
 div.bpfseal .events{display:flex;flex-direction:column-reverse;max-height:22em;overflow:auto;margin:.4em 0;
  background:var(--jp-layout-color2,rgba(128,128,128,.12))}
@@ -47,7 +47,7 @@ div.bpfseal svg text{font:11px var(--jp-code-font-family,monospace);fill:current
 
 def page(shot: Snapshot) -> str:
     """The whole of a snapshot."""
-    parts = [_STYLE, '<div class="bpfseal">', head(shot)]
+    parts = [STYLE, '<div class="bpfseal">', head(shot)]
     if shot.trouble:
         parts.append(f'<pre class="bad">{text(shot.trouble)}</pre>')
     for warning in shot.warnings:
@@ -96,7 +96,7 @@ def progress(seconds: float, planned: float) -> str:
 def bar(name: str, seconds: float, planned: float, events: int) -> str:
     """The line that is shown while a cell waits for its trace."""
     known = _state(name, "running", seconds, events)
-    return f'{_STYLE}<div class="bpfseal"><div class="head">{known}{progress(seconds, planned)}</div></div>'
+    return f'{STYLE}<div class="bpfseal"><div class="head">{known}{progress(seconds, planned)}</div></div>'
 
 
 def badge(seal: Seal) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from bpfseal.runtime.notebook import html as page
+
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("bpf_permitted")]
 
 FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
@@ -64,3 +66,5 @@ def test_committed_outputs_are_whole(path: Path) -> None:
     kinds = {output.output_type for cell in code for output in cell.outputs}
     assert "error" not in kinds
     assert any(cell.outputs for cell in code)
+    # Of this version: tools/notebook-outputs.py, when what is shown has changed.
+    assert page.STYLE in html(notebook)
