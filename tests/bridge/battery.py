@@ -1,6 +1,6 @@
 """Inside a test kernel that enforces signatures: real tools, by themselves and under `bpfseal exec`.
 
-`battery.py OBJECTS [TOOL…]` prints one JSON object for each tool: version, whether it worked alone and under the
+`battery.py OBJECTS [TOOL…]` (`!TOOL`: only under the bridge) prints one JSON object for each tool: version, whether it worked alone and under the
 bridge, what it said, programs loaded, records in the audit log. OBJECTS has the compiled `pass.bpf.o`, `look.bpf.o` and
 `count.bpf.o`; BCC_KERNEL_SOURCE the headers for bcc, BPFSEAL_TEST_BPFTRACE the command of another bpftrace,
 BPFSEAL_TEST_CORE the directory of Debian's libbpf-tools.
@@ -149,7 +149,7 @@ def run(command: list[str], limit: float) -> tuple[str, float]:
     return out.decode(errors="replace"), time.monotonic() - started
 
 
-def one(tool: Tool, exec_: list[str]) -> dict[str, object]:
+def one(tool: Tool, exec_: list[str], *, alone: bool) -> dict[str, object]:
     first = (tool.needs or shlex.split(tool.command)[0]).partition(" ")[0]
     row: dict[str, object] = {"tool": tool.name, "kernel": os.uname().release}
     if shutil.which(first) is None:
@@ -162,9 +162,10 @@ def one(tool: Tool, exec_: list[str]) -> dict[str, object]:
     under = [*exec_, "sh", "-c", tool.command]
     with ThreadPoolExecutor() as pool:
         early = pool.submit(run, under, tool.limit) if tool.slow else None
-        out, took = run(["sh", "-c", tool.command], tool.limit)
+        out, took = run(["sh", "-c", tool.command], tool.limit) if alone else ("", 0.0)
     run(["sh", "-c", tool.undo or "true"], 60)
-    row |= {"alone": bool(pattern.search(out)), "alone_said": _said(out), "alone_s": round(took, 1)}
+    if alone:
+        row |= {"alone": bool(pattern.search(out)), "alone_said": _said(out), "alone_s": round(took, 1)}
     out, took = early.result() if early else run(under, tool.limit)
     run([*exec_, "sh", "-c", tool.undo] if "unload" in tool.undo else ["sh", "-c", tool.undo or "true"], 60)
     own = [line for line in out.splitlines() if line.startswith("bpfseal: ")]
@@ -237,9 +238,10 @@ def main() -> None:
     exec_ = [sys.executable, "-m", "bpfseal", "exec", "-v", "--"]
     prepare()
     with activity():
-        for tool in tools(sys.argv[1]):
-            if len(sys.argv) == 2 or any(word in tool.name for word in sys.argv[2:]):
-                print(json.dumps(one(tool, exec_)), flush=True)
+        for word in sys.argv[2:] or [""]:
+            for tool in tools(sys.argv[1]):
+                if word.lstrip("!") in tool.name:
+                    print(json.dumps(one(tool, exec_, alone=not word.startswith("!"))), flush=True)
 
 
 if __name__ == "__main__":
