@@ -1,6 +1,6 @@
 """Inside a test kernel that enforces signatures: real tools, by themselves and under `bpfseal exec`.
 
-`battery.py OBJECTS [TOOL…]` prints one JSON object for each tool (`!TOOL`: tried under the bridge only): version, whether
+`battery.py OBJECTS [TOOL…]` prints one JSON object for each tool (`!TOOL`: tried under the bridge only): version, if
 it worked alone and under the bridge, what it said, programs loaded, records in the audit log. OBJECTS has the compiled
 `pass.bpf.o`, `look.bpf.o` and `count.bpf.o`; BCC_KERNEL_SOURCE the headers for bcc, BPFSEAL_TEST_BPFTRACE the command
 of another bpftrace, BPFSEAL_TEST_CORE the directory of Debian's libbpf-tools.
