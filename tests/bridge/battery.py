@@ -91,7 +91,7 @@ def tools(objects: str) -> list[Tool]:
              r"@entry: packet size", "xdp-loader unload v1 --all"),
         Tool("functions of programs", "uname -r", f"{OWN} -m tests.bridge.others",
              r'"fentry": 1, "replaced": 1, "again": 2', needs="sh"),
-        Tool("systemd (user manager)", "systemctl --version | head -1", SYSTEMD, r"(?s)cat: /dev/null2.*not permitted",
+        Tool("systemd (user manager)", "systemctl --version | head -1", SYSTEMD, r"head: .*zero2.*not permitted",
              limit=200, needs="systemd-run"),
         bcc("opensnoop", "-d 4", r"(?m)^\d+ +\S+ +\d+ +0 /"),
         bcc("execsnoop", "& s=$!; sleep 12; kill -INT $s; wait $s", r"(?m)^true +\d+ +\d+ +0"),
@@ -120,11 +120,11 @@ def tools(objects: str) -> list[Tool]:
 
 # A device that the unit may not open: systemd has a program of type cgroup_device for that.
 SYSTEMD = """\
-export XDG_RUNTIME_DIR=/run/user/0; mkdir -p $XDG_RUNTIME_DIR; mknod -m 666 /dev/null2 c 1 3 2>/dev/null
+export XDG_RUNTIME_DIR=/run/user/0; mkdir -p $XDG_RUNTIME_DIR; mknod -m 666 /dev/zero2 c 1 5 2>/dev/null
 mkdir -p /sys/fs/cgroup/batt; (echo 0 > /sys/fs/cgroup/batt/cgroup.procs; exec setsid /lib/systemd/systemd --user) &
 manager=$!
 for i in $(seq 60); do [ -S $XDG_RUNTIME_DIR/systemd/private ] && break; sleep 1; done
-systemd-run --user --pipe --wait -q -p DevicePolicy=strict -p 'DeviceAllow=/dev/null rw' cat /dev/null2
+systemd-run --user --pipe --wait -q -p DevicePolicy=strict -p 'DeviceAllow=/dev/null rw' head -c1 /dev/zero2
 echo "status $?"
 systemd-run --user --pipe --wait -p IPAccounting=yes -p IPAddressDeny=any true
 kill -9 $manager; wait $manager
