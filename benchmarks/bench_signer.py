@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import selectors
 import shutil
 import socket
@@ -122,13 +123,17 @@ class Client:
 
 
 def drive(path: str, request: bytes, clients: int, seconds: float, pause: float) -> tuple[list[float], float]:
-    """Latencies in ms of `clients` connections, each asking again `pause` seconds after its last request; wall time."""
+    """Latencies in ms of `clients` connections, each asking again after a pause; wall time.
+
+    Pauses are random, exponential with mean `pause`: clients with one rhythm would, after the first delay, knock
+    together for ever, and their wait for each other would be taken for the helper's."""
+    draw = random.Random(1).expovariate
     selector = selectors.DefaultSelector()
     everyone = [Client(path, request) for _ in range(clients)]
     begin = time.perf_counter()
-    for number, client in enumerate(everyone):
+    for client in everyone:
         selector.register(client.sock, selectors.EVENT_READ, client)
-        client.due = begin + pause * number / clients
+        client.due = begin + (draw(1 / pause) if pause else 0.0)
     times: list[float] = []
     waiting = everyone
     while (now := time.perf_counter()) < begin + seconds:
@@ -140,7 +145,7 @@ def drive(path: str, request: bytes, clients: int, seconds: float, pause: float)
             if took := key.data.read():
                 times.append(took)
                 if pause:
-                    key.data.due = max(key.data.due + pause, time.perf_counter())
+                    key.data.due = time.perf_counter() + draw(1 / pause)
                     waiting.append(key.data)
                 else:
                     key.data.ask()
