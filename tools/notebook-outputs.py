@@ -1,4 +1,4 @@
-"""Runs the example notebooks from top to bottom in a Jupyter kernel and keeps what they show: needs root, as tracing does.
+"""Runs the example notebooks from top to bottom in a Jupyter kernel and keeps what they show. Needs root.
 
 python tools/notebook-outputs.py [NOTEBOOK …]
 """

@@ -200,6 +200,10 @@ class Page:
         found = self.of(number, "const bar = cell.querySelector('progress'); return bar ? bar.value : 0")
         return float(found)
 
+    def polyline(self, number: int) -> str:
+        """The points of the time series below a cell."""
+        return str(self.of(number, "const line = cell.querySelector('polyline'); return line ? line.outerHTML : ''"))
+
     def language(self, number: int) -> str:
         """What the editor of a cell takes its text for."""
         return str(self.of(number, "return cell.querySelector('.cm-content').dataset.language || ''"))

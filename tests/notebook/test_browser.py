@@ -22,9 +22,11 @@ PICTURES = browser.ROOT / "build" / "browser"
 
 LIVE = """%%bpfseal --name ticks --live --every 300ms --for 300s
 // what the picture shows
+config = { unstable_tseries = enable }
 interval:ms:20 {
     @spread = hist(nsecs % 1000000);
     @by[comm, probe] = count();
+    @rate = tseries(1, 200ms, 30, "sum");
     printf("%d ticks\\n", elapsed / 20000000);
 }"""
 
@@ -78,6 +80,8 @@ def test_a_live_cell_from_run_to_rerun(page: browser.Page) -> None:
     page.until(lambda: "<rect" in page.output(CHART), 60, "the first chart")
     first, bar = shapes(page, CHART), page.progress(CHART)
     page.until(lambda: shapes(page, CHART) != first, 20, "another chart")
+    line = page.polyline(CHART)
+    page.until(lambda: page.polyline(CHART) != line, 20, "another time series")
     page.until(lambda: page.progress(CHART) > bar, 20, "the bar to grow")
     page.until(lambda: "50 ticks" in page.text(CHART), 20, "events")
     newest = (

@@ -107,8 +107,8 @@ def test_two_capabilities_are_enough(helper: Helper) -> None:
     ("held", "missing", "not_missing"),
     [
         ((), ["CAP_BPF", "CAP_PERFMON"], []),
-        (("bpf",), ["CAP_PERFMON"], ["CAP_BPF"]),
-        (("perfmon",), ["CAP_BPF"], ["CAP_PERFMON"]),
+        pytest.param(("bpf",), ["CAP_PERFMON"], ["CAP_BPF"], marks=pytest.mark.slow),
+        pytest.param(("perfmon",), ["CAP_BPF"], ["CAP_PERFMON"], marks=pytest.mark.slow),
     ],
 )
 def test_what_is_missing_is_named(
@@ -123,6 +123,7 @@ def test_what_is_missing_is_named(
     assert "Traceback" not in seen["out"]
 
 
+@pytest.mark.slow
 def test_policy_decides(helper: Helper) -> None:
     """What the user may load, she may not have signed."""
     (stacks,) = run_cells(helper, "%bpfseal BEGIN { @[kstack] = count(); exit(); }", capabilities=BOTH)
@@ -132,6 +133,15 @@ def test_policy_decides(helper: Helper) -> None:
     assert "lacks" not in stacks["out"] + nobody["out"]
 
 
+@pytest.mark.slow
+def test_who_may_not_connect_has_a_private_helper(helper: Helper) -> None:
+    (seen,) = run_cells(helper, "%bpfseal BEGIN { @ = uid; exit(); }", capabilities=BOTH, group=USER)
+    assert seen["error"] is None, seen
+    assert seen["maps"] == {"@": [[None, USER]]}
+    assert seen["seal"]["signed_by"] == "private helper"
+
+
+@pytest.mark.slow
 def test_tracefs_is_named(helper: Helper) -> None:
     """Capabilities do not open what only root may read."""
     (seen,) = run_cells(
