@@ -82,6 +82,11 @@ class Child:
             self.pidfd = -1
 
 
+def end_with_parent() -> None:
+    """In a child: it does not outlive the tracer, however that ends; as in bpftrace."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 def _find(name: str) -> str:
     import shutil
 
@@ -99,8 +104,7 @@ def _child(path: str, argv: list[str], gate: int, other_end: int, failure: int) 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        # It does not outlive the tracer, however that ends; as in bpftrace.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        end_with_parent()
         if os.read(gate, 1) != b"\1":
             os._exit(0)
         os.execv(path, argv)

@@ -206,9 +206,22 @@ class OutputSink:
             return
         import subprocess
 
+        from bpfseal.runtime.child import end_with_parent
+
         self.output.flush()
-        done = subprocess.run(["/bin/sh", "-c", os.fsencode(command)], stdout=subprocess.PIPE, check=False)
-        self.output.message("syscall", done.stdout.decode("utf-8", "surrogateescape"))
+        # What it says on stderr is part of its output, as in bpftrace.
+        done = subprocess.run(
+            ["/bin/sh", "-c", os.fsencode(command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            preexec_fn=end_with_parent,
+        )
+        self.output.message("syscall", self.output.clean(done.stdout.decode("utf-8", "surrogateescape")))
+        if done.returncode < 0:
+            self.output.diagnostic("errorf", f"child process did not exit normally (signal {-done.returncode})", "")
+        elif done.returncode:
+            self.output.diagnostic("errorf", f"command exited with code {done.returncode}", "")
 
     def _on_runtime_error(self, session: Session, event: EventLayout) -> Handler:
         from bpfseal.runtime.render.trouble import Trouble

@@ -90,6 +90,9 @@ class JsonOutput:
         return lambda ring, events: NativeConsumer(ring, events, descriptor, json=True)
 
     def diagnostic(self, kind: str, text: str, where: str, trail: str = "") -> None:
+        if not where:  # it is not the program that says it
+            sys.stderr.write(f"ERROR: {clean(text)}\n")
+            return
         self._entry({"type": kind, "msg": clean(text)}, where)
 
     def trouble(self, trouble: Trouble) -> None:

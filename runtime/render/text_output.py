@@ -52,7 +52,7 @@ class TextOutput:
         self._write(text)
 
     def message(self, kind: str, text: str) -> None:
-        self._write(text)
+        self._write(text + "\n" if kind == "syscall" else text)
 
     def text(self, value: Any, shape: Shape) -> str:
         return self._values.text(value, shape)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import command, trace
+from .conftest import command, trace, wait_until
 
 pytestmark = pytest.mark.host
 
@@ -221,7 +221,38 @@ def test_system_needs_unsafe() -> None:
     refused = trace(program)
     assert refused.status == 1
     assert "--unsafe" in refused.err
-    assert trace(program, "--unsafe").out == "hi\n\n\n"
+    assert trace(program, "--unsafe").out == "hi\n\n\n\n"  # bpftrace ends an output with a newline of its own
+
+
+def test_output_of_commands() -> None:
+    """Both streams are one; what failed is told, and what it wrote is shown all the same."""
+    commands = 'system("echo b; echo c >&2; exit 3"); printf("d\\n"); system("kill -9 $$");'
+    program = f'BEGIN {{ printf("a"); {commands} exit(); }}'
+    done = trace(program, "--unsafe")
+    assert done.out == "ab\nc\n\nd\n\n\n\n"
+    assert done.err == "ERROR: command exited with code 3\nERROR: child process did not exit normally (signal 9)\n"
+    done = trace(program, "--unsafe", "-f", "json")
+    assert [(line["type"], line["data"]) for line in map(json.loads, done.out.splitlines())] == [
+        ("printf", "a"), ("syscall", "b\nc\n"), ("printf", "d\n"), ("syscall", ""),
+    ]  # fmt: skip
+    assert done.err == "ERROR: command exited with code 3\nERROR: child process did not exit normally (signal 9)\n"
+
+
+def test_commands_do_not_outlive_the_tracer() -> None:
+    seconds = f"60.{os.getpid()}"
+    program = f'BEGIN {{ printf("up\\n"); system("exec sleep {seconds}"); }}'
+    with subprocess.Popen(command("-q", "--unsafe", "-e", program), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+
+        def sleeping() -> bool:
+            found = subprocess.run(["pgrep", "-f", f"^sleep {seconds}"], capture_output=True, check=False)
+            return found.returncode == 0
+
+        assert wait_until(sleeping, 60)
+        process.kill()
+        process.wait()
+        assert wait_until(lambda: not sleeping(), 60)
 
 
 def test_kernel_stack() -> None:
