@@ -99,7 +99,7 @@ def test_two_capabilities_are_enough(helper: Helper) -> None:
     assert seen["seal"]["signed_by"] == "system helper"
     assert "sealed by the system helper" in seen["html"]
     (record,) = [r for r in records(helper) if r["event"] == "seal" and r["uid"] == USER]
-    assert record["seq" if "seq" in record else "sequence"] == seen["seal"]["record"]
+    assert record["seq"] == seen["seal"]["record"]
     assert record["rule"] == "analysts"
 
 
