@@ -88,7 +88,7 @@ def _stack(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
     fn, type = g.fn, node.type
     assert isinstance(type, types.Stack)
     build_id = type.mode == "build_id"
-    buffer, size, got = _get_stack(g, type)
+    buffer, size, got = _get_stack(g, type, node.name)
     words = fn.binary("lshr", got, const(3))
     id = _hash(g, buffer, words, size // 8)
     key = g.buffer(8)
@@ -104,11 +104,15 @@ def _stack(g: Gen, node: typed.Call, target: Value, clean: bool) -> None:
     fn.store(frames, fn.add(target, 16), 8)
 
 
-def _get_stack(g: Gen, type: types.Stack) -> tuple[Value, int, Value]:
+def _get_stack(g: Gen, type: types.Stack, how: str) -> tuple[Value, int, Value]:
     """(buffer, its size, bytes in it). What is behind the frames is zero."""
     size = max(type.depth, 1) * (_BUILD_ID if type.mode == "build_id" else 8)
     flags = (_USER_STACK if type.space == "user" else 0) | (_USER_BUILD_ID if type.mode == "build_id" else 0)
     buffer = g.locate(g.reserve_scratch(size))
+    if how == "dw_ustack":
+        from bpfseal.compiler.unwind import user_stack as walk
+
+        return buffer, size, walk(g, buffer, max(type.depth, 1))
     if g.deferred:
         from bpfseal.compiler.deferred_reads import user_stack
 
@@ -145,9 +149,9 @@ def _hash(g: Gen, buffer: Value, words: Value, most: int) -> Value:
     return fn.binary("lshr", fn.load(I64, state, 8), const(1))
 
 
-def count_frames(g: Gen, type: types.Stack) -> Value:
+def count_frames(g: Gen, type: types.Stack, how: str) -> Value:
     """Number of frames of the current stack."""
-    _, _, got = _get_stack(g, type)
+    _, _, got = _get_stack(g, type, how)
     return g.fn.binary("lshr", got, const(5 if type.mode == "build_id" else 3))
 
 
@@ -158,4 +162,4 @@ SCALARS: dict[str, Scalar] = {
     "percpu_kaddr": _percpu_kaddr,
     "reg": _reg,
 }
-MEMORIES: dict[str, Memory] = {"usym": _usym, "kstack": _stack, "ustack": _stack}
+MEMORIES: dict[str, Memory] = {"usym": _usym, "kstack": _stack, "ustack": _stack, "dw_ustack": _stack}

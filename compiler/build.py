@@ -83,6 +83,7 @@ def _bundle(unit: Unit, programs: list[Program], linked: list[link.Linked]) -> B
         deferred=unit.deferred,
         work=tuple(index for index, name in sorted(unit.value_types.items()) if name == "bpf_task_work"),
         formats=tuple(unit.formats),
+        unwind=unit.unwind or (),
         enums={name: dict(sorted(values.items())) for name, values in sorted(script.enums.items())},
         config=dict(sorted(script.config.items())),
         warnings=tuple(render(d, list(script.sources)) for d in script.warnings),

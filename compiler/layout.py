@@ -144,7 +144,7 @@ class EventLayout(Record, frozen=True):
     options by name: top, div (constants). capture: link, the LINKTYPE of pcap files; the fields are CLOCK_BOOTTIME in
             ns, the packet's length, and its bytes, as many as the record has. runtime_error: kind "helper" (then
             helper: its name, and the one field is its result, an i32), "divide_by_zero", "array_bounds", "kstack",
-            "ustack"
+            "ustack", "dw_ustack"
     where   "file:line:col-col" of the call, for messages: the second column is behind its end; "file:line:col" where it
             ends on another line
     """
@@ -189,6 +189,7 @@ class Reader(Record, frozen=True):
               many as the stack value says, then zeros
     deferred  index of the PERCPU_ARRAY of u64 about deferred work (DEFERRED_* above); -1 without
     work      indexes of the maps whose elements are pending deferred blocks, one map per block
+    unwind    indexes of the maps of mappings and of rows that dw_ustack() walks by (compiler.unwind); empty without
     formats   texts that values name by number: the formats of Timestamp values, the filters of CgroupPath values
     """
 
@@ -204,6 +205,7 @@ class Reader(Record, frozen=True):
     deferred: int = -1
     work: tuple[int, ...] = ()
     formats: tuple[bytes, ...] = ()
+    unwind: tuple[int, ...] = ()
     enums: dict[str, dict[int, str]] = {}
     config: dict[str, str | int | bool] = {}
     warnings: tuple[str, ...] = ()

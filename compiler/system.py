@@ -69,7 +69,7 @@ def length(g: Gen, node: typed.Call) -> Value:
     (stack,) = node.args
     assert isinstance(stack.type, types.Stack)
     if isinstance(stack, typed.Call):
-        return addresses.count_frames(g, stack.type)
+        return addresses.count_frames(g, stack.type, stack.name)
     return g.fn.load(I64, g.fn.add(g.address(stack), 16), 8)
 
 

@@ -65,6 +65,7 @@ class Unit:
         self.kfuncs: set[str] = set()
         self.stacks: dict[str, int] = {}
         self.ring = self.control = self.counters = self.session = self.deferred = -1
+        self.unwind: tuple[int, int] | None = None  # maps of dw_ustack()
         self.value_types: dict[int, str] = {}  # maps whose values the kernel has to know by BTF: name of the struct
         self.on_stack_limit = 32
         self.stack_budget = 320

@@ -91,6 +91,14 @@ _ROWS = (
         'options "mode": str, "depth": int; type Stack("user", mode, depth)',
     ),
     FunctionSpec(
+        "dw_ustack",
+        ("ustack_t dw_ustack([mode, ] [int limit])",),
+        (0, 2),
+        "The user's stack by call frame information, of processes named by -p, -c or --dwarf-pid. Modes bpftrace, "
+        "perf, raw. On x86-64.",
+        'as ustack; type Stack("user", mode, depth)',
+    ),
+    FunctionSpec(
         "len",
         ("int64 len(@map)", "int64 len(kstack_t)", "int64 len(ustack_t)"),
         (1, 1),

@@ -90,7 +90,14 @@ class Trace:
                 assert self._sealer is not None
                 sealed = self._sealer.seal(built.data, quiet=quiet)
             request = self._request
-            session = Session(built.bundle, sealed, pid=request.pid, command=request.command, log_level=log_level)
+            session = Session(
+                built.bundle,
+                sealed,
+                pid=request.pid,
+                command=request.command,
+                dwarf_pids=request.dwarf_pids,
+                log_level=log_level,
+            )
             with self._lock:
                 self._session = session
             if self._pcap is not None:

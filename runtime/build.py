@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Request(msgspec.Struct, frozen=True):
     """What to build. `name` is for messages; `params` are the script's own, `script_params` those behind "--", which
     may be named; `mode` is "" for a trace, "test" or "bench" for the probes of that kind, "check" for all; `debug`
-    names stages to print."""
+    names stages to print; `dwarf_pids`: further processes that dw_ustack() is about."""
 
     text: str
     name: str = "stdin"
@@ -32,6 +32,7 @@ class Request(msgspec.Struct, frozen=True):
     script_params: tuple[str, ...] = ()
     pid: int = 0
     command: str | None = None
+    dwarf_pids: tuple[int, ...] = ()
     unsafe: bool = False
     config: dict[str, str | int | bool] = msgspec.field(default_factory=dict)
     include_dirs: tuple[str, ...] = ()

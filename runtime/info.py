@@ -40,7 +40,8 @@ def main() -> int:
     name = os.uname()
     write(f"System\n  OS: {name.sysname} {name.release} {name.version}\n  Arch: {name.machine}\n\n")
     write(f"Build\n  version: v{__version__}\n  bcc library path resolution: yes\n  libdw (DWARF support): yes\n")
-    write("  dwunwind (DWARF stack unwinding): no\n  blazesym (advanced symbolization): no\n\nKernel helpers\n")
+    write(f"  dwunwind (DWARF stack unwinding): {_yes(name.machine == 'x86_64')}\n")
+    write("  blazesym (advanced symbolization): no\n\nKernel helpers\n")
     for label, helper in _HELPERS.items():
         there = types is not None and types.constant(f"BPF_FUNC_{helper}") is not None
         write(f"  {label}: {_yes(there)}\n")

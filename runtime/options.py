@@ -28,6 +28,7 @@ class Options(msgspec.Struct):
     listing: bool = False
     list_source: bool = False
     pid: int = 0
+    dwarf_pids: tuple[int, ...] = ()
     command: str | None = None
     output: str | None = None
     format: str = "text"
@@ -104,7 +105,7 @@ _LONG = [
     "format=",
 ]
 # Accepted for compatibility: nothing that a user sees depends on them here.
-_IGNORED = {"--verify-llvm-ir", "--no-feature", "--dwarf-pid", "--emit-elf"}
+_IGNORED = {"--verify-llvm-ir", "--no-feature", "--emit-elf"}
 
 
 def parse(argv: list[str]) -> Options:
@@ -146,6 +147,8 @@ def _apply(options: Options, name: str, value: str) -> None:
             options.info = True
         case "-p" | "--pid":
             options.pid = _pid(value)
+        case "--dwarf-pid":
+            options.dwarf_pids += (_pid(value),)
         case "-c" | "--cmd":
             options.command = value
         case "-o" | "--output":

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bpfseal.runtime.mappings import Mappings
     from bpfseal.runtime.session_sink import Consumer as Consumer
     from bpfseal.runtime.session_sink import Sink as Sink
+    from bpfseal.runtime.unwind import Unwinder
     from bpfseal.runtime.values import StackValue
 
 # How often a busy session looks whether events were lost.
@@ -57,9 +58,11 @@ class Session:
         *,
         pid: int = 0,
         command: str | None = None,
+        dwarf_pids: tuple[int, ...] = (),
         log_level: int = 0,
     ) -> None:
-        """Load the bundle; nothing runs yet. Raises BpfsealError (VerifierRejected and others)."""
+        """Load the bundle; nothing runs yet. `dwarf_pids`: further processes for dw_ustack(). Raises BpfsealError
+        (VerifierRejected and others)."""
         from bpfseal.compiler.layout import decode
 
         self.bundle = bundle
@@ -71,6 +74,8 @@ class Session:
         self.mappings: Mappings | None = None  # of processes, for scripts that show their addresses
         self.hurried = False
         self.pid = pid
+        self.dwarf_pids = dwarf_pids
+        self._unwinder: Unwinder | None = None
         self.child: Child | None = None
         self._looked = 0.0
         self._stopping = False
@@ -115,6 +120,10 @@ class Session:
 
     def start(self, sink: Sink) -> None:
         """Run BEGIN, attach everything, let the child go. Raises BpfsealError, after which `close()` is due."""
+        if self.reader.unwind:
+            from bpfseal.runtime.unwind import Unwinder
+
+            self._unwinder = Unwinder(self)
         self.begin(sink)
         held = self.events.hold()
         self.probes.attach(exited=self.events.exited)
@@ -125,6 +134,8 @@ class Session:
         self._follow_mappings()
         if self.child is not None:
             self.child.release()
+            if self._unwinder is not None:
+                self._unwinder.go()
             self._watch(self.child.pidfd)
         elif self.pid:
             self._watch(_pidfd(self.pid))
@@ -259,6 +270,8 @@ class Session:
             self.events.close()
         if self._loaded is not None:
             self._loaded.close()
+        if self._unwinder is not None:
+            self._unwinder.go()
         if self.child is not None:
             self.child.close()
         if self._target_fd >= 0 and self.child is None:

@@ -48,6 +48,7 @@ def _request(options: Options) -> Request:
         params=tuple(options.params),
         script_params=tuple(options.script_params),
         pid=options.pid,
+        dwarf_pids=options.dwarf_pids,
         command=options.command,
         unsafe=options.unsafe,
         include_dirs=tuple(options.include_dirs),

@@ -7,7 +7,7 @@ from bpfseal.dsl.check import arguments, fold, names
 from bpfseal.dsl.check.arguments import Rule
 from bpfseal.dsl.check.conversions import as_int, to_int
 from bpfseal.dsl.check.state import State, nothing
-from bpfseal.dsl.source import Span
+from bpfseal.dsl.source import NOWHERE, Span
 from bpfseal.dsl.table import near
 from bpfseal.dsl.table_config import STACK_MODES
 from bpfseal.dsl.types import (
@@ -192,9 +192,33 @@ def stack(c: State, node: ast.Call) -> typed.Expr:
         depth = found or depth
     if where == "kernel" and mode == "build_id":
         return c.error(node.span, "'build_id' is for user stacks only")
+    if node.name == "dw_ustack" and not _unwinding(c, node, mode):
+        return nothing(node.span)
     if c.deferred >= 0 and (where == "kernel" or mode == "build_id"):
         return names.not_later(c, "kstack" if where == "kernel" else "ustack with build ids", node.span)
     return typed.Call(node.name, (), Stack(where, mode, depth), node.span, {"mode": mode, "depth": depth})
+
+
+def _unwinding(c: State, node: ast.Call, mode: str) -> bool:
+    """Whether dw_ustack() may be used here; reports why not."""
+    import platform
+
+    setting = c.config["unstable_dw_ustack"]
+    if setting == "error":
+        hint = "config = { unstable_dw_ustack = enable }"
+        c.error(node.span, "dw_ustack() is not stable yet and is disabled", hint)
+    elif platform.machine() != "x86_64":
+        c.error(node.span, "dw_ustack() is available on x86-64 only", "ustack() follows frame pointers")
+    elif mode == "build_id":
+        c.error(node.span, "dw_ustack() has no mode build_id", "ustack(build_id) follows frame pointers")
+    elif c.deferred >= 0:
+        names.not_later(c, "dw_ustack()", node.span)
+    else:
+        if setting == "warn":
+            hint = "config = { unstable_dw_ustack = enable } silences this"
+            c.warn(NOWHERE, "dw_ustack() is not stable yet", hint)
+        return True
+    return False
 
 
 # --- network --------------------------------------------------------------------------------------------------------
@@ -309,6 +333,7 @@ RULES: dict[str, Rule] = {
     "uptr": space,
     "kstack": stack,
     "ustack": stack,
+    "dw_ustack": stack,
     "ntop": ntop,
     "pton": pton,
     "macaddr": macaddr,

@@ -110,8 +110,6 @@ def _builtin(c: State, node: ast.Call) -> typed.Expr:
 
 def _unknown(c: State, node: ast.Call) -> typed.Expr:
     span = node.name_span if node.name_span.source >= 0 else node.span
-    if node.name == "dw_ustack":
-        return c.error(span, "dw_ustack() is not supported", "ustack() unwinds programs that keep frame pointers")
     close = near(node.name, [*FUNCTIONS, *AGGREGATES, *BUILTINS, *c.functions, *c.externals])
     hint = "did you mean " + " or ".join(close) + "?" if close else None
     return c.error(span, f"unknown function: '{node.name}'", hint)

@@ -20,6 +20,7 @@ _SENTENCES = {
     ),
     "kstack": "Unable to get the kernel stack; the stack map may be full or have had a collision.",
     "ustack": "Unable to get the user stack; the stack map may be full or have had a collision.",
+    "dw_ustack": ("No DWARF unwind data available for this process. Use -p or --dwarf-pid to specify target PIDs."),
 }
 _MAP_FULL = (
     "Map full; can't update element. Try increasing max_map_keys config or manually setting the max entries in a map "
