@@ -17,8 +17,8 @@ def frames(session: Session, value: StackValue) -> list[int]:
     if value.mode == "build_id":
         return [offset for _, offset in build_ids(session, value)]
     raw = _stored(session, value, f"{value.space}_{value.depth}")
-    found = struct.unpack(f"<{len(raw) // 8}Q", raw)
-    return list(found[: found.index(0)] if 0 in found else found)[: value.depth]
+    # Not up to the first zero: code without frame pointers leads the kernel to anything, and bpftrace shows it.
+    return list(struct.unpack(f"<{len(raw) // 8}Q", raw)[: min(value.frames, value.depth)])
 
 
 def build_ids(session: Session, value: StackValue) -> list[tuple[str, int]]:

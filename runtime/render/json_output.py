@@ -147,7 +147,7 @@ class JsonOutput:
         if isinstance(part, tuple):
             return "(" + ",".join(map(self._key_part, part)) + ")"
         if isinstance(part, StackValue):
-            return "".join(f"{line.strip()}\n" for line in self._values.text(part).split("\n")[:-1])
+            return "".join(line.strip(" ") + "\n" for line in self._values.text(part).split("\n")[:-1])
         return self._values.text(part)
 
     def _json(self, value: Any) -> str:

@@ -264,6 +264,14 @@ def test_kernel_stack() -> None:
     assert all(line.startswith("        ") for line in lines[1:-1])
 
 
+def test_stacks_as_keys_of_json() -> None:
+    """Without the spaces that lines begin with; tabs stay."""
+    done = trace("BEGIN { @a[kstack(1)] = 1; @b[kstack(perf, 1), 2] = 1; exit(); }", "-f", "json")
+    first, second = (next(iter(next(iter(json.loads(line)["data"].values())))) for line in done.out.splitlines())
+    assert re.fullmatch(r"\n\w+\+\d+\n", first), first
+    assert re.fullmatch(r"\n\t[0-9a-f]+ \w+\+\d+\n,2", second), second
+
+
 def test_errors_at_run_time_are_told_with_their_place() -> None:
     program = 'BEGIN { @z = (uint64)0; @x = 4 / @z; errorf("bad %d", 3); warnf("so"); exit(); }'
     done = trace(program)

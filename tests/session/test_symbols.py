@@ -228,6 +228,31 @@ def test_of_ended_processes_the_last_ones_are_kept() -> None:
         mappings.close()
 
 
+FRAMES = """
+#include <sys/syscall.h>
+/* rbp leads to a frame that returns to 0, and from there to one that returns to 0x77. */
+unsigned long chain[] = {0, 0, 0, 0x77, 0, 0x88};
+int main(void)
+{
+	chain[0] = (unsigned long)&chain[2];
+	chain[2] = (unsigned long)&chain[4];
+	__asm__ volatile("push %%rbp; mov %1, %%rbp; syscall; pop %%rbp" : : "a"(SYS_getppid), "r"(chain)
+		: "rcx", "r11", "memory");
+}
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="machine code of x86-64")
+def test_frames_behind_one_that_is_nowhere(tmp_path: Path) -> None:
+    source, path = tmp_path / "f.c", tmp_path / "frames"
+    source.write_text(FRAMES)
+    subprocess.run(["gcc", "-O1", "-static", "-mno-red-zone", "-o", path, source], check=True)
+    program = "tracepoint:syscalls:sys_enter_getppid /pid == cpid/ { print(ustack); print(ustack(raw, 3)); }"
+    done = trace(program, "-c", str(path))
+    assert re.search(r"^ +main\+\d+\n +0\n +0x77\n +0x88\n\n", done.out, re.M), done.out
+    assert re.search(r"^\n[0-9a-f]+\n0\n77\n\n", done.out, re.M), done.out
+
+
 def test_no_address_is_0_and_unknown_ones_are_numbers() -> None:
     symbols = Symbols()
     assert symbols.user(0, os.getpid()) == symbols.kernel(0) == "0"
