@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _BARS = " ▁▂▃▄▅▆▇█"
 _HISTORY = 24  # looks that a sparkline shows
 _TAIL = 200
+_ENTER, _LEAVE = b"\x1b[?1049h\x1b[?25l\x1b[2J", b"\x1b[?1049l\x1b[?25h"  # the other screen without cursor, and back
 
 
 def sparkline(values: list[float]) -> str:
@@ -136,13 +137,27 @@ class View:
                           redirect_stderr=False, vertical_overflow="crop")  # fmt: skip
 
     def __enter__(self) -> View:
+        import signal
+
         self._live.start()
         self.look(time.monotonic())
+        self._before = signal.signal(signal.SIGTSTP, lambda number, frame: self._suspend())
         return self
+
+    def _suspend(self) -> None:
+        """Ctrl-Z: the shell gets its screen, and the view comes back with the process."""
+        import signal
+
+        self.leave()
+        os.kill(os.getpid(), signal.SIGSTOP)  # and here it goes on
+        os.write(1, _ENTER)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        import signal
+
+        signal.signal(signal.SIGTSTP, self._before)
         self._live.stop()
         for note in self.output.notes:
             sys.stderr.write(note)
@@ -150,7 +165,7 @@ class View:
     def leave(self) -> None:
         """The screen of before and the cursor, whatever else is going on; nothing is drawn any more."""
         if self._live.is_started:
-            os.write(1, b"\x1b[?1049l\x1b[?25h")
+            os.write(1, _LEAVE)
 
     def look(self, now: float) -> None:
         self._live.update(self.drawn(now), refresh=True)

@@ -46,12 +46,14 @@ def trace(program: str, *arguments: str, timeout: float = 180) -> Result:
 class Running:
     """A trace that runs; `begin` waits for its first line, which the program's BEGIN is to print."""
 
-    def __init__(self, program: str, *arguments: str) -> None:
+    def __init__(self, program: str, *arguments: str, group: bool = False) -> None:
+        """`group`: in a process group of its own, as a shell's job."""
         self.process = subprocess.Popen(
             command("-q", *arguments, "-e", program),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
+            process_group=0 if group else None,
         )
 
     def begin(self) -> str:

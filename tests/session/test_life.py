@@ -198,6 +198,40 @@ def test_suspended_and_continued(running: list[Running]) -> None:
     assert printed + lost == produced >= 200_000
 
 
+def test_ctrl_z_and_fg(running: list[Running]) -> None:
+    """As a shell does it: the whole job is stopped, the child too, but not the helper, which keeps time."""
+    calls = "import os,time\nfor _ in range(50): [os.getppid() for _ in range(100)]; time.sleep(.02)"
+    one = Running(
+        'BEGIN { printf("up\\n"); } tracepoint:syscalls:sys_enter_getppid /pid == cpid/ '
+        '{ printf("%d %d\\n", pid, tid); @ = count(); }',
+        "-c",
+        f'{sys.executable} -c "{calls}"',
+        group=True,
+    )
+    running.append(one)
+    one.begin()
+    pid = one.process.pid
+    children = read(f"/proc/{pid}/task/{pid}/children").split()
+    for _ in range(2):
+        os.killpg(pid, signal.SIGTSTP)
+        assert wait_until(lambda: stat(pid)[0] == b"T", 60)
+        stopped = [stat(int(child))[0] == b"T" for child in children if stat(int(child))]
+        assert stopped.count(True) <= 1  # the command
+        time.sleep(0.5)
+        os.killpg(pid, signal.SIGCONT)
+        assert wait_until(lambda: stat(pid)[0] != b"T", 60)
+        time.sleep(0.2)
+    done = one.end(None, 120)
+    assert done.status == 0
+    printed, lost, produced = account(done.out, done.err, r"^\d+ \d+$")
+    assert printed + lost == produced >= 5000
+
+
+def stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the state on."""
+    return read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+
+
 def test_second_ctrl_c_while_the_maps_are_printed(running: list[Running]) -> None:
     """Nobody reads the many keys; the second one does not wait for that, and what it says is that it was a signal."""
     one = Running(

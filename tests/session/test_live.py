@@ -113,6 +113,30 @@ def test_live_follows_the_size_of_the_terminal(terminals: list[Terminal]) -> Non
     assert one.process.returncode == 0
 
 
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_suspended_the_shell_has_its_screen(terminals: list[Terminal]) -> None:
+    """Ctrl-Z, and fg."""
+    one = Terminal(24, 80, "--live", "-e", PROGRAM)
+    terminals.append(one)
+    assert one.sees(r"@n\s+\d+\s+\d")
+    one.process.send_signal(signal.SIGTSTP)
+    assert wait_until(lambda: state(one.process.pid) == "T", 60)
+    one.read()
+    assert one.data.endswith("\x1b[?1049l\x1b[?25h")
+    one.data = ""
+    one.process.send_signal(signal.SIGCONT)
+    assert one.sees(r"@n\s+\d+\s+\d")
+    assert one.data.startswith("\x1b[?1049h\x1b[?25l")
+    one.process.send_signal(signal.SIGINT)
+    assert wait_until(lambda: one.process.poll() is not None, 90)
+    one.read()
+    assert one.process.returncode == 0
+    assert "@end: 1" in one.data.rpartition("\x1b[?1049l")[2]
+
+
 def test_second_ctrl_c_gives_the_terminal_back(terminals: list[Terminal]) -> None:
     """While the first one's end takes its time: END waits for a command."""
     program = 'BEGIN { @x = 1; } END { system("sleep 20"); }'
