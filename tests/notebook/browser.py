@@ -67,7 +67,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     )  # fmt: skip
     try:
         address = f"http://127.0.0.1:{port}"
-        _until(lambda: _answers(f"{address}/api?token={token}"), 90, f"JupyterLab: {folder / 'jupyterlab.log'}")
+        _until(lambda: _answers(f"{address}/api?token={token}"), 300, f"JupyterLab: {folder / 'jupyterlab.log'}")
         yield f"{address}/lab/tree/{{}}?token={token}&reset"
     finally:
         server.terminate()
@@ -130,11 +130,11 @@ class Page:
         self.pictures = pictures
         driver.get(address)
         there = "return document.querySelectorAll('.jp-CodeCell .cm-content').length"
-        self.until(lambda: self.script(there) == cells, 90, "the notebook")
-        self.until(lambda: "Idle" in self.kernel(), 90, "the kernel")
+        self.until(lambda: self.script(there) == cells, 300, "the notebook")
+        self.until(lambda: "Idle" in self.kernel(), 300, "the kernel")
         splash = "return document.querySelectorAll('#jupyterlab-splash, .jp-Dialog').length"
-        self.until(lambda: not self.script(splash), 30, "the notebook to be there alone")
-        self.until(lambda: self.language(0) == "python", 30, "Python's colours")
+        self.until(lambda: not self.script(splash), 90, "the notebook to be there alone")
+        self.until(lambda: self.language(0) == "python", 90, "Python's colours")
 
     def script(self, text: str, *arguments: Any) -> Any:
         return self.driver.execute_script(text, *arguments)
@@ -174,7 +174,7 @@ class Page:
 
     def confirm(self) -> None:
         """Say yes to the question on top of the page."""
-        self.until(lambda: self.driver.find_elements("css selector", ".jp-Dialog .jp-mod-accept"), 20, "a question")
+        self.until(lambda: self.driver.find_elements("css selector", ".jp-Dialog .jp-mod-accept"), 90, "a question")
         self.driver.find_element("css selector", ".jp-Dialog .jp-mod-accept").click()
 
     def type_at_start(self, number: int, text: str) -> None:

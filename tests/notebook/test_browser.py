@@ -26,7 +26,7 @@ config = { unstable_tseries = enable }
 interval:ms:20 {
     @spread = hist(nsecs % 1000000);
     @by[comm, probe] = count();
-    @rate = tseries(1, 200ms, 30, "sum");
+    @rate = tseries(1, 200ms, 90, "sum");
     printf("%d ticks\\n", elapsed / 20000000);
 }"""
 
@@ -64,7 +64,7 @@ def kernel_process(page: browser.Page) -> int:
     return int(found[1])
 
 
-def run_to_the_end(page: browser.Page, number: int, seconds: float = 60) -> None:
+def run_to_the_end(page: browser.Page, number: int, seconds: float = 180) -> None:
     before = page.prompt(number)
     page.run(number)
     page.until(lambda: page.prompt(number) not in (before, "[*]:") and "Idle" in page.kernel(), seconds, "the cell")
@@ -77,13 +77,13 @@ def shapes(page: browser.Page, number: int) -> str:
 def test_a_live_cell_from_run_to_rerun(page: browser.Page) -> None:
     process = kernel_process(page)
     page.run(CHART)
-    page.until(lambda: "<rect" in page.output(CHART), 60, "the first chart")
+    page.until(lambda: "<rect" in page.output(CHART), 180, "the first chart")
     first, bar = shapes(page, CHART), page.progress(CHART)
-    page.until(lambda: shapes(page, CHART) != first, 20, "another chart")
+    page.until(lambda: shapes(page, CHART) != first, 90, "another chart")
     line = page.polyline(CHART)
-    page.until(lambda: page.polyline(CHART) != line, 20, "another time series")
-    page.until(lambda: page.progress(CHART) > bar, 20, "the bar to grow")
-    page.until(lambda: "50 ticks" in page.text(CHART), 20, "events")
+    page.until(lambda: page.polyline(CHART) != line, 90, "another time series")
+    page.until(lambda: page.progress(CHART) > bar, 90, "the bar to grow")
+    page.until(lambda: "50 ticks" in page.text(CHART), 90, "events")
     newest = (
         "const box = cell.querySelector('.events'); return box.scrollTop === 0 && box.scrollHeight > box.clientHeight"
     )
@@ -99,8 +99,8 @@ def test_a_live_cell_from_run_to_rerun(page: browser.Page) -> None:
     assert first_programs
 
     page.command("notebook:interrupt-kernel")
-    page.until(lambda: "interrupted" in page.text(CHART), 30, "the trace to stop")
-    page.until(lambda: "Idle" in page.kernel(), 30, "the kernel")
+    page.until(lambda: "interrupted" in page.text(CHART), 90, "the trace to stop")
+    page.until(lambda: "Idle" in page.kernel(), 90, "the kernel")
     page.picture("interrupted")
     assert page.outputs(CHART) == 1
     assert "@spread" in page.text(CHART)
@@ -108,12 +108,12 @@ def test_a_live_cell_from_run_to_rerun(page: browser.Page) -> None:
     assert not _objects(process)
 
     page.run(CHART)
-    page.until(lambda: "running" in page.text(CHART) and "<rect" in page.output(CHART), 60, "the cell to run again")
+    page.until(lambda: "running" in page.text(CHART) and "<rect" in page.output(CHART), 180, "the cell to run again")
     again = _objects(process)
     assert again
     assert not again & first_programs
     page.command("notebook:interrupt-kernel")
-    page.until(lambda: "interrupted" in page.text(CHART) and "Idle" in page.kernel(), 30, "the trace to stop")
+    page.until(lambda: "interrupted" in page.text(CHART) and "Idle" in page.kernel(), 90, "the trace to stop")
     assert page.outputs(CHART) == 1
 
     run_to_the_end(page, FRAME)
@@ -122,9 +122,9 @@ def test_a_live_cell_from_run_to_rerun(page: browser.Page) -> None:
 
 def test_a_flame_graph_under_a_bar(page: browser.Page) -> None:
     page.run(FLAME)
-    page.until(lambda: page.progress(FLAME) > 0, 60, "the bar")
+    page.until(lambda: page.progress(FLAME) > 0, 180, "the bar")
     page.picture("bar")
-    page.until(lambda: "flame graph" in page.output(FLAME), 60, "the flame graph")
+    page.until(lambda: "flame graph" in page.output(FLAME), 180, "the flame graph")
     assert page.progress(FLAME) == 0
     boxes = "return Array.from(document.querySelectorAll('svg[aria-label=\"flame graph\"] g'))"
     narrow = page.script(f"{boxes}.findIndex(g => +g.dataset.w < 0.9 && +g.dataset.d === 1)")
@@ -163,7 +163,7 @@ def test_cells_are_in_the_colours_of_the_language(page: browser.Page) -> None:
     assert kinds[0] == kinds[3]
     assert len(set(kinds)) == 5, colours
     page.type_at_start(PLAIN, "%%bpfseal\n")
-    page.until(lambda: page.language(PLAIN) == "bpfseal", 10, "the language of a cell that was changed")
+    page.until(lambda: page.language(PLAIN) == "bpfseal", 90, "the language of a cell that was changed")
 
 
 def test_a_restart_leaves_nothing_in_the_kernel(page: browser.Page) -> None:
@@ -173,7 +173,7 @@ def test_a_restart_leaves_nothing_in_the_kernel(page: browser.Page) -> None:
     assert programs
     page.command("notebook:restart-kernel")
     page.confirm()
-    page.until(lambda: not os.path.exists(f"/proc/{process}"), 60, "the kernel to end")
+    page.until(lambda: not os.path.exists(f"/proc/{process}"), 180, "the kernel to end")
     from bpfseal.runtime import bpf_info
 
-    page.until(lambda: not programs & set(bpf_info.ids("prog")), 20, "the programs to go")
+    page.until(lambda: not programs & set(bpf_info.ids("prog")), 90, "the programs to go")
