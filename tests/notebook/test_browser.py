@@ -26,7 +26,7 @@ config = { unstable_tseries = enable }
 interval:ms:20 {
     @spread = hist(nsecs % 1000000);
     @by[comm, probe] = count();
-    @rate = tseries(1, 200ms, 90, "sum");
+    @rate = tseries(1, 200ms, 30, "sum");
     printf("%d ticks\\n", elapsed / 20000000);
 }"""
 

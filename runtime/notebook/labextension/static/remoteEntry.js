@@ -21,7 +21,7 @@
     ["atom", WORDS.builtins],
   ];
   const KIND = new Map();
-  for (const [kind, words] of KINDS) for (const word of words || []) KIND.set(word, kind);
+  for (const [kind, words] of KINDS) for (const word of words || []) if (!KIND.has(word)) KIND.set(word, kind);
   const PROBES = new Set(WORDS.probes || []);
 
   // --- pieces of a line ------------------------------------------------------------------------------------------
