@@ -76,6 +76,7 @@ class Session:
         self.pid = pid
         self.dwarf_pids = dwarf_pids
         self._unwinder: Unwinder | None = None
+        self._iterating = self._exits = False
         self.child: Child | None = None
         self._looked = 0.0
         self._stopping = False
@@ -129,8 +130,12 @@ class Session:
         self.probes.attach(exited=self.events.exited)
         sink.attached(self.attached)
         self.events.replay(held)
-        if not self._stopping and self.probes.iterate(self.events.drain) and self.child is None:
-            self._stopping = True
+        if not self._stopping:
+            self._iterating = True
+            alone = self.probes.iterate(self.events.drain)
+            self._iterating = False
+            if self._exits or (alone and self.child is None):
+                self._stopping = True
         self._follow_mappings()
         if self.child is not None:
             self.child.release()
@@ -226,7 +231,11 @@ class Session:
         os.eventfd_write(self._wake, 1)
 
     def exit(self, status: int) -> None:
-        """exit() of the script: what was produced behind it is passed over, as in bpftrace; END still speaks."""
+        """exit() of the script: what was produced behind it is passed over, as in bpftrace; END still speaks. Iterators
+        go on to their end, as there, where they print into what is read of them."""
+        if self._iterating:
+            self._exits, self.status = True, self.status or status
+            return
         self.events.exited = True
         self.stop(status)
 

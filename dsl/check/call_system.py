@@ -69,6 +69,22 @@ def _of_task(*path: str) -> Rule:
     return rule
 
 
+# btf_allowlist_d_path in kernel/trace/bpf_trace.c: d_path() would take locks that others' callers may hold.
+_KNOW_PATHS = frozenset(
+    {
+        "security_file_permission",
+        "security_inode_getattr",
+        "security_file_open",
+        "security_path_truncate",
+        "vfs_truncate",
+        "vfs_fallocate",
+        "dentry_open",
+        "vfs_getattr",
+        "filp_close",
+    }
+)
+
+
 def path(c: State, node: ast.Call) -> typed.Expr:
     expr = arguments.value(c, node, 0)
     size = arguments.number(c, node, 1, "the size", 1) if len(node.args) > 1 else int(c.config["max_strlen"])
@@ -81,6 +97,11 @@ def path(c: State, node: ast.Call) -> typed.Expr:
             found = typed.AddressOf(expr, Ptr(expr.type, access.place_of(expr)), expr.span)
         case _:
             return c.error(expr.span, f"path() expects a 'struct path' or a pointer to one, not {expr.type}")
+    if c.deferred < 0 and c.place.kind in ("fentry", "fexit"):
+        for point in c.place.points:
+            if point.function not in _KNOW_PATHS:
+                hint = f"not in {point.function}: in " + ", ".join(sorted(_KNOW_PATHS)) + ", or in a deferred block"
+                return c.error(node.span, "helper bpf_d_path not allowed in probe", hint)
     return typed.Call("path", (found,), Str(size), node.span, {"size": size})
 
 

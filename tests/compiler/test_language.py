@@ -249,6 +249,13 @@ def test_interval_and_end() -> None:
     assert found == "true\n"
 
 
+def test_iterators_end_where_they_end() -> None:
+    """exit() of one element is not the end of the others, and its status counts."""
+    found = run('iter:task { printf("%s\\n", ctx.task.comm); exit(); }', maps=False)
+    assert COMM in found.splitlines()
+    assert len(found.splitlines()) > 10
+
+
 def test_stacks() -> None:
     found = run(
         f"tracepoint:syscalls:sys_enter_openat /pid == {PID}/ {{ @[kstack(3)] = count(); }}", act=lambda: read_files(1)
