@@ -8,9 +8,11 @@ import errno
 import json
 import os
 import re
+import socket
 import struct
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from bpfseal.runtime.bpf import btf_load
@@ -113,6 +115,43 @@ def tail_call(map_fd: int) -> bytes:
 
 def programs() -> int:
     return bpf.map_create(3, 4, 4, 1, name=NAME)
+
+
+def attached() -> dict[str, Any]:
+    """A program for what a cgroup sends, attached by us; `value`: whether it saw the packet."""
+    from bpfseal.runtime.bpf import map_lookup
+
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    tree = next((mount[1] for mount in mounts if mount[2] == "cgroup2"), "")
+    folder = f"{tree}/{os.fsdecode(NAME)}-{os.getpid()}"
+    seen = array()
+
+    def build(a: Asm) -> None:
+        a.ld_pseudo(R.R1, 2, seen)
+        a.mov(R.R2, 1)
+        a.atomic_add(8, R.R1, 0, R.R2)
+        a.ret(1)
+
+    try:
+        os.mkdir(folder)
+    except OSError:
+        return {"errno": "no cgroups", "log": "", "told": False, "value": -1}
+    try:
+        fd = bpf.prog_load(8, code(build), expected_attach_type=1, name=NAME)
+        group = os.open(folder, os.O_RDONLY)
+        bpf.bpf(8, struct.pack("<IIII", group, fd, 1, 0))  # BPF_PROG_ATTACH
+        child = os.fork()
+        if not child:
+            Path(f"{folder}/cgroup.procs").write_text(str(os.getpid()))
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))
+            os._exit(0)
+        os.waitpid(child, 0)
+        count = int.from_bytes(map_lookup(seen, bytes(4), 8) or b"", "little")
+        return {"errno": 0, "log": "", "told": False, "value": count > 0}
+    except OSError as error:
+        return {"errno": errno.errorcode.get(error.errno or 0), "log": "", "told": False, "value": -1}
+    finally:
+        os.rmdir(folder)
 
 
 def outer() -> int:
@@ -233,6 +272,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "tail call without a program array": lambda: load(tail_call(array())),
     "program array used as a map": lambda: load(with_map(1, programs())),
     "cgroup packets": lambda: load(ALLOWS, type=8, attach_type=1),
+    "cgroup packets, attached": attached,
     "cgroup sockets": lambda: load(ALLOWS, type=9, attach_type=2),
     "cgroup device": lambda: load(ALLOWS, type=15, attach_type=6),
     "cgroup address": lambda: load(ALLOWS, type=18, attach_type=8),
