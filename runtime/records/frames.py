@@ -137,7 +137,7 @@ def _column(shape: Shape, block: Any, at: int, reader: Reader, lookup: Lookup) -
         return numbers
     if shape.kind == "timestamp":
         numbers = np.ascontiguousarray(block[:, at + 8 : at + 16]).view("<i8").ravel()
-        return pd.to_datetime(numbers + clock_offset(str(shape.params[0]) if shape.params else "boot"), utc=True)
+        return pd.to_datetime(numbers + lookup.clock_offset(str(shape.params[0]) if shape.params else "boot"), utc=True)
     decode = decoder(shape, reader.enums)
     if shape.kind == "buf":
         return pd.Series([decode(row, at) for row in block], dtype=object)
@@ -215,16 +215,6 @@ def plain(value: Any, shape: Shape | None, lookup: Lookup) -> str:
     return lookup.text(value, shape).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def clock_offset(clock: str) -> int:
-    """Nanoseconds between 1970 and the beginning of a clock, by the clocks' present difference."""
-    import time
-
-    clocks = {"boot": time.CLOCK_BOOTTIME, "tai": getattr(time, "CLOCK_TAI", time.CLOCK_REALTIME)}
-    if clock not in clocks:
-        return 0
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(clocks[clock])
-
-
 def together(frames: dict[int, Any], order: Any, events: Sequence[EventLayout]) -> Any:
     """Frames of several sites as one in the order of arrival, "site" naming the place; integers that not every site
     has become pandas' nullable ones. `order` is the site of each row."""
@@ -248,6 +238,7 @@ def together(frames: dict[int, Any], order: Any, events: Sequence[EventLayout]) 
     for name in whole.columns:
         if whole[name].dtype == object and whole[name].map(lambda v: isinstance(v, str) or v is None or v != v).all():
             whole[name] = whole[name].astype("category")
+    whole["site"] = whole["site"].astype("category")
     return whole
 
 
@@ -342,7 +333,7 @@ def _values(values: list[Any], shape: Shape | None, lookup: Lookup) -> Any:
     if shape is not None and (shape.kind not in ("int", "ptr", "bool", "buf", "timestamp") or shape.name == "username"):
         return _texts(values, shape, lookup)
     if shape is not None and shape.kind == "timestamp":
-        away = {value.clock: clock_offset(value.clock) for value in values}
+        away = {value.clock: lookup.clock_offset(value.clock) for value in values}
         return pd.to_datetime([away[value.clock] + value.nanoseconds for value in values], unit="ns", utc=True)
     if any(value is None for value in values):
         small = all(value is None or -(1 << 63) <= value < 1 << 63 for value in values)

@@ -35,6 +35,7 @@ class Lookup:
         # Formats of times are with the program's layout, which outlives the session.
         self._time = self._resolver.text
         self._known: dict[Located, str] = {}
+        self._clocks: dict[str, int] = {}
         self._lock = threading.Lock()
         self._values = TextValues(self.located)
 
@@ -61,6 +62,17 @@ class Lookup:
         """Names of a stack's functions, innermost first, without offsets."""
         lines = (line.strip() for line in self.located(stack).split("\n"))
         return tuple(line.partition("+")[0] for line in lines if line)
+
+    def clock_offset(self, clock: str) -> int:
+        """Nanoseconds between 1970 and the beginning of a clock: by the difference when it was first asked for, so that
+        a time stays the same time."""
+        import time
+
+        clocks = {"boot": time.CLOCK_BOOTTIME, "tai": getattr(time, "CLOCK_TAI", time.CLOCK_REALTIME)}
+        if clock not in clocks:
+            return 0
+        away = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(clocks[clock])
+        return self._clocks.setdefault(clock, away)
 
     def learn(self, values: Iterable[Any]) -> None:
         """Look up everything in `values` (nested as decoded) now."""

@@ -275,6 +275,17 @@ def test_time_series_and_stats(cell: Any) -> None:
         trace["@nothing"]
 
 
+def test_times_are_the_same_whenever_one_looks(cell: Any) -> None:
+    trace = cell(
+        '%bpfseal BEGIN { @t[strftime("%H", nsecs)] = 1; printf("%s\\n", strftime("%H", nsecs)); print("x"); exit(); }'
+    ).value
+    first, second = trace.events, trace.events
+    assert first.nsecs.equals(second.nsecs)
+    assert trace["@t"].equals(trace["@t"])
+    assert abs(first.nsecs[0].timestamp() - time.time()) < 600
+    assert str(first.site.dtype) == "category"
+
+
 def test_lists_and_help(cell: Any) -> None:
     probes = cell("%bpfseal -l tracepoint:syscalls:sys_enter_opena*").value
     assert "tracepoint:syscalls:sys_enter_openat" in list(probes)
