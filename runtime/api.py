@@ -185,11 +185,14 @@ class Trace:
         session.finish()
         self._lost, self._status, self._deferred = session.lost, session.status, session.deferred
         if self._collector is not None:
+            from bpfseal.runtime.records.lookup import needs_session
+
             self._last = {name: session.maps[name].contents() for name in session.maps}
             lookup = self._collector.lookup
             self._collector.learn()
             for contents in self._last.values():
-                lookup.learn(part for item in contents.items for part in item)
+                if needs_session(contents.layout.key) or needs_session(contents.layout.value):
+                    lookup.learn(part for item in contents.items for part in item)
             lookup.close()
 
     def __enter__(self) -> Trace:

@@ -360,3 +360,24 @@ def test_a_program_that_is_no_text_is_one_error(arguments: list[bytes]) -> None:
     assert done.returncode != 0
     assert b"is not UTF-8 text" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_maps_of_numbers_are_in_the_order_of_their_values() -> None:
+    """Then of their keys, whatever signs and sizes they have."""
+    done = trace(
+        "BEGIN { @a[-1] = 1; @a[1] = -1; @a[0] = 0; @a[-5] = -1; "
+        "@b[(uint64)18446744073709551615] = 2; @b[1] = (uint64)18446744073709551615; @b[0] = 2; "
+        "@c[-3] = count(); @c[3] = count(); @c[2] = count(); @c[2] = count(); "
+        "@d[-9223372036854775807] = sum(-7); @d[-1] = sum(-7); @d[1] = sum(-7); @d[5] = sum(-8); "
+        "@e[(int8)-1] = (int8)-128; @e[(int8)127] = (int8)-128; @e[(int8)-128] = (int8)127; @e[(int8)0] = (int8)0; "
+        "exit(); }"
+    )
+    maps = {
+        "a": [(-5, -1), (1, -1), (0, 0), (-1, 1)],
+        "b": [(0, 2), (2**64 - 1, 2), (1, 2**64 - 1)],
+        "c": [(-3, 1), (3, 1), (2, 2)],
+        "d": [(5, -8), (1 - 2**63, -7), (-1, -7), (1, -7)],
+        "e": [(-1, -128), (127, -128), (0, 0), (-128, 127)],
+    }
+    lines = [f"@{name}[{key}]: {value}" for name, items in maps.items() for key, value in items]
+    assert done.out.strip().splitlines() == lines, done.err
