@@ -36,7 +36,7 @@ _TIME = struct.Struct("<Q")
 _HEAD, _TAIL = 1024, 1032  # in struct perf_event_mmap_page
 _POSITION = struct.Struct("Q")
 _EVERYBODY: Final = -1
-_PAGES, _PAGES_OF_ALL = 16, 64
+_PAGES, _PAGES_OF_ALL, _MANY_CPUS = 16, 64, 32  # of each CPU's ring, which has less to hold where there are many
 # Ended processes whose mappings are kept; a process has ten or twenty, of some 250 bytes.
 _ENDED: Final = 4096
 # At first, and of each `read`, for processes that were there before: the machine may have thousands.
@@ -68,12 +68,13 @@ class Mappings:
         self._held: dict[tuple[int, int], int] = {}
         self._all = pid == _EVERYBODY
         self._rings: list[tuple[int, mmap.mmap]] = []
-        self._pages = _PAGES_OF_ALL if self._all else _PAGES
+        cpus = online_cpus()
+        self._pages = _PAGES_OF_ALL if self._all and len(cpus) < _MANY_CPUS else _PAGES
         size = self._pages * mmap.PAGESIZE
         flags = (0 if self._all else _INHERIT) | _MMAP | _TASK | _WATERMARK | _ID_ALL | _MMAP2
         attr = _ATTR.pack(_SOFTWARE, _ATTR.size, _DUMMY, 1, _SAMPLE_TIME, 0, flags, size // 2, 0)
         try:
-            for cpu in online_cpus():
+            for cpu in cpus:
                 fd = syscall("perf_event_open", attr, pid, cpu, -1, _CLOEXEC)
                 try:
                     ring = mmap.mmap(fd, mmap.PAGESIZE + size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
