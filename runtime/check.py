@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
@@ -75,6 +74,8 @@ def _check(name: str, text: str, options: argparse.Namespace) -> int:
 
 
 def _json(name: str, diagnostics: list[dict[str, Any]]) -> None:
+    import json
+
     sys.stdout.write(json.dumps({"file": name, "diagnostics": diagnostics}) + "\n")
 
 

@@ -94,6 +94,8 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
         from importlib import import_module
 
+        if arguments[0] != "exec":  # which does without most of it
+            _import_lightly()
         status: int = import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
         return status
     if len(arguments) == 2 and arguments[0] == "-l" and not arguments[1].startswith("-"):
