@@ -16,6 +16,8 @@ from bpfseal.runtime.elf import Elf, ElfError
 _X86_64: Final = 62
 _RBP, _RSP, _RA = 6, 7, 16
 _ROW: Final = struct.Struct("<IBBhiI")
+_TAIL: Final = struct.Struct("<BBhiI")  # of a row, behind its address
+_NOTHING: Final = _TAIL.pack(END, SAME, 0, 0, 0)
 _MAX_ROWS: Final = 1 << 22
 _MAX_DEPTH: Final = 64  # of remembered states
 # rsp + 8 + ((rip & 15) >= 11) * 8, as linkers write it for procedure linkage tables
@@ -33,6 +35,10 @@ class Rule(NamedTuple):
     frame_at: int = 0
     base: int = SAME
     base_at: int = 0
+
+
+def _tail(rule: Rule) -> bytes:
+    return _TAIL.pack(rule.kind, rule.base, rule.base_at, rule.frame_at, 0)
 
 
 class _Cie(NamedTuple):
@@ -56,29 +62,23 @@ def rows(elf: Elf) -> bytes:
         section = elf.section(".eh_frame")
         if section is None:
             return b""
-        found = _Table(elf.contents(section), section.address).rules
+        table = _Table(elf.contents(section), section.address)
     except ElfError:
         return b""
-    out = bytearray()
-    before: Rule | None = None
-    for address in sorted(found):
-        rule = found[address]
-        if rule != before and 0 <= address < 1 << 32:
-            out += _ROW.pack(address, rule.kind, rule.base, rule.base_at, rule.frame_at, 0)
-            before = rule
-    return bytes(out)
+    return table.rows()
 
 
 class _Table:
-    """`rules` by first address."""
+    """`functions`: first address, end, and the rows in between as (distance from the first, what follows the address in
+    a row). Equal lists are one: a library of 150 MB has a million rows, of which few are of their own."""
 
     def __init__(self, data: bytes, address: int) -> None:
         self.data, self.address = data, address
-        self.rules: dict[int, Rule] = {}
+        self.functions: list[tuple[int, int, list[tuple[int, bytes]]]] = []
         self._cies: dict[int, _Cie] = {}
-        ends: list[int] = []
-        at = 0
-        while at + 4 <= len(data) and len(self.rules) < _MAX_ROWS:
+        self._known: dict[tuple[int, bytes], list[tuple[int, bytes]]] = {}
+        at = rows = 0
+        while at + 4 <= len(data) and rows < _MAX_ROWS:
             (length,) = struct.unpack_from("<I", data, at)
             start, end = at + 4, at + 4 + length
             if length in (0, 0xFFFFFFFF) or end > len(data) or length < 4:
@@ -89,12 +89,33 @@ class _Table:
             (id,) = struct.unpack_from("<I", data, start)
             if id:
                 try:
-                    ends.append(self._entry(start, end, start - id))
+                    self.functions.append(self._entry(start, end, start - id))
+                    rows += len(self.functions[-1][2])
                 except (_BadError, struct.error, IndexError, ValueError):
                     pass
             at = end
-        for last in ends:
-            self.rules.setdefault(last, Rule())
+        self.functions.sort(key=lambda function: function[:2])
+
+    def rows(self) -> bytes:
+        """All of them, by address; what says the same as the one before is left out."""
+        out = bytearray()
+        pack = struct.Struct("<I").pack
+        before, behind = b"", 0
+        for first, end, made in self.functions:
+            if first < behind:  # two say what this is: the one before has said it
+                continue
+            if behind and first > behind and before != _NOTHING and behind < 1 << 32:
+                out += pack(behind) + _NOTHING
+                before = _NOTHING
+            for distance, tail in made:
+                address = first + distance
+                if tail != before and address < end and address < 1 << 32:
+                    out += pack(address) + tail
+                    before = tail
+            behind = end
+        if 0 < behind < 1 << 32:
+            out += pack(behind) + _NOTHING
+        return bytes(out)
 
     # Entries
 
@@ -142,12 +163,12 @@ class _Table:
         elif augmentation:
             raise _BadError
         cie = _Cie(code, data, encoding, augmented, signal, Rule())
-        run = _Run(self.data, cie, 0)
+        run = _Run(self.data, cie)
         run.execute(at, end)
         return cie._replace(first=run.rule())
 
-    def _entry(self, at: int, end: int, cie_at: int) -> int:
-        """One function; its end."""
+    def _entry(self, at: int, end: int, cie_at: int) -> tuple[int, int, list[tuple[int, bytes]]]:
+        """One function."""
         cie = self._cie(cie_at)
         at += 4
         first, at = self._pointer(at, cie.encoding)
@@ -156,12 +177,14 @@ class _Table:
             skipped, at = _unsigned(self.data, at)
             at += skipped
         if cie.signal:
-            self.rules[first] = Rule(SIGNAL)
-            return first + size
-        run = _Run(self.data, cie, first)
-        run.execute(at, end)
-        self.rules.update(run.done())
-        return first + size
+            return first, first + size, [(0, _tail(Rule(SIGNAL)))]
+        key = (cie_at, self.data[at:end])
+        made = self._known.get(key)
+        if made is None:
+            run = _Run(self.data, cie)
+            run.execute(at, end)
+            made = self._known[key] = run.done()
+        return first, first + size, made
 
     def _pointer(self, at: int, encoding: int) -> tuple[int, int]:
         format = _FORMATS.get(encoding & 15)
@@ -174,10 +197,10 @@ class _Table:
 
 
 class _Run:
-    """The instructions of one entry, and the rules that they make."""
+    """The instructions of one entry, and the rules that they make, by distance from its first address."""
 
-    def __init__(self, data: bytes, cie: _Cie, address: int) -> None:
-        self.data, self.cie, self.address = data, cie, address
+    def __init__(self, data: bytes, cie: _Cie) -> None:
+        self.data, self.cie, self.address = data, cie, 0
         self.made: dict[int, Rule] = {}
         self.now = cie.first
         self.stack: list[Rule] = []
@@ -187,9 +210,9 @@ class _Run:
         small = -(1 << 15) <= self.now.base_at < 1 << 15 and -(1 << 31) <= self.now.frame_at < 1 << 31
         return self.now if small and not self.outermost else Rule()
 
-    def done(self) -> dict[int, Rule]:
+    def done(self) -> list[tuple[int, bytes]]:
         self.made[self.address] = self.rule()
-        return self.made
+        return [(distance, _tail(rule)) for distance, rule in self.made.items()]
 
     def _advance(self, by: int) -> None:
         self.made[self.address] = self.rule()

@@ -205,6 +205,6 @@ class TestTables:
             changed = bytearray(data)
             for _ in range(dice.randrange(1, 12)):
                 changed[dice.randrange(len(changed))] = dice.choice((0, 1, 0x7F, 0x80, 0xFF, dice.randrange(256)))
-            assert len(_Table(bytes(changed), section.address).rules) < 10_000
-            _Table(dice.randbytes(dice.randrange(200)), dice.randrange(1 << 40))
-            _Table(bytes(changed[: dice.randrange(len(changed))]), 0)
+            assert len(_Table(bytes(changed), section.address).rows()) < 10_000 * unwind.ROW
+            _Table(dice.randbytes(dice.randrange(200)), dice.randrange(1 << 40)).rows()
+            _Table(bytes(changed[: dice.randrange(len(changed))]), 0).rows()
