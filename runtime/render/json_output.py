@@ -67,9 +67,11 @@ class JsonOutput:
         self._line("value", self._json(value))
 
     def map(self, contents: MapContents) -> None:
-        if not contents.items:
-            return
         kind = _TYPES.get(contents.kind, "map")
+        if not contents.items:
+            if kind == "stats":  # of all empty maps bpftrace shows these
+                self._line(kind, f"{{{self._encode(contents.name)}: {{}}}}")
+            return
         if contents.layout.key is None:
             data = self._json(contents.items[0][1])
         else:

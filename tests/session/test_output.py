@@ -362,6 +362,14 @@ def test_a_program_that_is_no_text_is_one_error(arguments: list[bytes]) -> None:
     assert b"Traceback" not in done.stderr
 
 
+def test_empty_statistics_are_a_line_of_json() -> None:
+    """As in bpftrace; of other empty maps there is none."""
+    emptied = "clear(@s); clear(@a); clear(@h); clear(@c);"
+    program = f"BEGIN {{ @s = stats(1); @a[1] = avg(1); @h = hist(1); @c[1] = count(); {emptied} exit(); }}"
+    done = trace(program, "-f", "json")
+    assert done.out.splitlines() == ['{"type": "stats", "data": {"@a": {}}}', '{"type": "stats", "data": {"@s": {}}}']
+
+
 def test_maps_of_numbers_are_in_the_order_of_their_values() -> None:
     """Then of their keys, whatever signs and sizes they have."""
     done = trace(
