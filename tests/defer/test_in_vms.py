@@ -40,7 +40,7 @@ def test_sealed_and_enforced(kernel: str, tmp_path: Path) -> None:
         files = ["tests/defer/test_life.py", "tests/defer/test_reads.py::test_paths"]
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", "-m", "not slow", *files]
         result = machine.run(command, timeout=1200, cwd=ROOT)
-        assert result.status == 0, result.stdout + result.stderr
+        assert result.status == 0, (result.stdout + result.stderr).decode(errors="replace")
         assert b" passed" in result.stdout
 
 
@@ -48,5 +48,5 @@ def run(machine: vm.Machine, module: str, folder: Path, count: int) -> list[dict
     """Lines of JSON that a module of this directory writes in the guest, where nothing unsigned loads."""
     command = [sys.executable, "-m", f"tests.defer.{module}", str(folder), str(count), "--signing=require"]
     result = machine.run(command, timeout=900, cwd=ROOT)
-    assert result.status == 0, result.stdout + result.stderr
+    assert result.status == 0, (result.stdout + result.stderr).decode(errors="replace")
     return [json.loads(line) for line in result.stdout.decode().splitlines() if line.startswith("{")]
