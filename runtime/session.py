@@ -127,6 +127,8 @@ class Session:
             self._unwinder = Unwinder(self)
         self.begin(sink)
         held = self.events.hold()
+        if not self.events.exited:
+            self._follow_mappings()  # of whatever process the first event will be
         self.probes.attach(exited=self.events.exited)
         sink.attached(self.attached)
         self.events.replay(held)
@@ -136,7 +138,6 @@ class Session:
             self._iterating = False
             if self._exits or (alone and self.child is None):
                 self._stopping = True
-        self._follow_mappings()
         if self.child is not None:
             self.child.release()
             if self._unwinder is not None:

@@ -111,7 +111,7 @@ def test_a_process_that_was_there_before_and_has_ended(tmp_path: Path, running: 
         one = Running(UP + program)
         running.append(one)
         one.begin()
-        time.sleep(2)  # looked at in slices
+        time.sleep(1)  # where there are very many processes they are looked at in slices
         assert process.stdin is not None
         process.stdin.write(b"\n")
         process.stdin.close()
