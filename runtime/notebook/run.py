@@ -86,8 +86,11 @@ class Run(Data):
         trace = _Trace(self.request, self._signing)
         try:
             self._warnings = trace.build().warnings
-        except BaseException:
+        except BaseException as error:
             trace.abandon()
+            self._done.set()
+            if not isinstance(error, KeyboardInterrupt):
+                self.state, self.error = "failed", error
             raise
         self._trace = trace
         self.state = "starting"
@@ -156,6 +159,8 @@ class Run(Data):
         self._stop.set()
         if self._trace is not None:
             self._trace.stop()
+        else:
+            self._done.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         return self

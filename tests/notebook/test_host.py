@@ -221,6 +221,21 @@ def test_an_interrupt_that_comes_early_leaves_nothing(cell: Any, monkeypatch: py
     assert not owned()
 
 
+def test_what_never_began_is_over(cell: Any, ipython: Any) -> None:
+    from bpfseal.runtime.build import Request
+    from bpfseal.runtime.notebook.run import Run
+    from bpfseal.runtime.sealing import Signing
+
+    cell("%bpfseal BEGIN { nonsense }")
+    wrong = ipython.user_ns["_trace"]
+    assert (wrong.state, list(wrong), list(wrong.snapshot())) == ("failed", [], [])
+    assert "nonsense" in wrong._repr_html_()
+    early = Run(Request(text="BEGIN { }"), Signing("auto"))
+    early.interrupt()
+    assert (early.state, list(early), early.maps, len(early.events)) == ("interrupted", [], {}, 0)
+    assert ">interrupted<" in early._repr_html_()
+
+
 def test_a_trace_that_fails_in_the_background_says_why(cell: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from bpfseal.errors import BpfsealError
     from bpfseal.runtime.session import Session
