@@ -27,11 +27,10 @@ from bpfseal.runtime.load import Loaded, load
 from bpfseal.runtime.maps import Maps
 from bpfseal.runtime.session_attach import Probes
 from bpfseal.runtime.session_counts import Counts
-from bpfseal.runtime.session_events import Events
+from bpfseal.runtime.session_events import Events, shows_addresses
 from bpfseal.signer.bundle import Bundle, SealedBundle
 
 if TYPE_CHECKING:
-    from bpfseal.compiler.layout import Shape
     from bpfseal.runtime.child import Child
     from bpfseal.runtime.deferred import Account
     from bpfseal.runtime.mappings import Mappings
@@ -372,20 +371,6 @@ class Session:
         if self.child is not None:
             self.child.poll()
         self._stopping = True
-
-
-def shows_addresses(reader: Reader) -> bool:
-    """Whether a script shows addresses of processes by name."""
-    shapes = [field.shape for event in reader.events for field in event.fields]
-    shapes += [shape for layout in reader.maps for shape in (layout.key, layout.value) if shape is not None]
-    return any(map(_is_address, shapes))
-
-
-def _is_address(shape: Shape) -> bool:
-    if shape.kind in ("ustack", "usym"):
-        return True
-    element = shape.element
-    return any(_is_address(member.shape) for member in shape.members) or (element is not None and _is_address(element))
 
 
 def _pidfd(pid: int) -> int:

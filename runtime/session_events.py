@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bpfseal.runtime.ring import RingReader
 
 if TYPE_CHECKING:
+    from bpfseal.compiler.layout import Reader, Shape
     from bpfseal.runtime.session import Session
     from bpfseal.runtime.session_sink import Consumer, Sink
 
@@ -134,3 +135,17 @@ class Events:
             self._native.close()
         for ring in self.rings:
             ring.close()
+
+
+def shows_addresses(reader: Reader) -> bool:
+    """Whether a script shows addresses of processes by name."""
+    shapes = [field.shape for event in reader.events for field in event.fields]
+    shapes += [shape for layout in reader.maps for shape in (layout.key, layout.value) if shape is not None]
+    return any(map(_is_address, shapes))
+
+
+def _is_address(shape: Shape) -> bool:
+    if shape.kind in ("ustack", "usym"):
+        return True
+    element = shape.element
+    return any(_is_address(member.shape) for member in shape.members) or (element is not None and _is_address(element))
