@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -211,6 +214,22 @@ def test_name_in_system_calls() -> None:
     assert "@same: 40\n" in found
     assert f"@tuple[{COMM}, 1]: 40\n" in found
     assert "@wrong" not in found
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("gcc") is None, reason="needs gcc on x86-64")
+def test_32_bit_system_calls(tmp_path: Path) -> None:
+    """Their numbers mean others: 20 is getpid() there and writev() here. Neither is counted."""
+    (tmp_path / "old.c").write_text(
+        'int main(void) { for (long i = 0, r; i < 50; i++) asm volatile("int $0x80" : "=a"(r) : "a"(20L) : "memory"); }'
+    )
+    subprocess.run(["gcc", "-O1", "-o", tmp_path / "old", tmp_path / "old.c"], check=True)
+    found = run(
+        "t:syscalls:sys_enter_writev,t:syscalls:sys_enter_getpid,t:syscalls:sys_exit_writev "
+        '/comm == "old"/ { @[probe] = count(); } '
+        't:syscalls:sys_enter_exit_group /comm == "old"/ { @end = count(); }',
+        act=lambda: subprocess.run([tmp_path / "old"], check=False),  # type: ignore[arg-type,return-value]
+    )
+    assert found == "@end: 1\n"
 
 
 def test_predicates_with_effects_on_system_calls() -> None:
