@@ -142,10 +142,10 @@ def seconds_to_maps(start: Callable[[], int], look: Callable[[], Left]) -> float
     for _ in range(2):
         pid = start()
         began = time.monotonic()
-        while not look().maps:
+        while not (found := look()).maps or not found.processes:  # or what is looked for could not be seen
             if time.monotonic() - began > 6 * _PATIENCE_SECONDS or ended(pid):
                 kill(pid)
-                raise RuntimeError(f"a trace had no maps for {time.monotonic() - began:.0f} s")
+                raise RuntimeError(f"a trace had no maps, or no child or helper, for {time.monotonic() - began:.0f} s")
             time.sleep(0.02)
         seconds = time.monotonic() - began
         kill(pid)
