@@ -62,8 +62,9 @@ class Options(msgspec.Struct):
     no_cache: bool = False
 
 
-_SHORT = "e:lvhVp:c:o:f:B:qkI:d:"
+_SHORT = "be:lvhVp:c:o:f:B:qkI:d:"
 _LONG = [
+    "btf",
     "list",
     "list-source",
     "verbose",
@@ -105,7 +106,7 @@ _LONG = [
     "format=",
 ]
 # Accepted for compatibility: nothing that a user sees depends on them here.
-_IGNORED = {"--verify-llvm-ir", "--no-feature", "--emit-elf"}
+_IGNORED = {"-b", "--btf", "--verify-llvm-ir", "--no-feature", "--emit-elf"}
 
 
 def parse(argv: list[str]) -> Options:
