@@ -2,18 +2,12 @@
 
 System call tracepoints are special: they are all the same two raw tracepoints, so the compiler can serve any number of
 them by one program. Their arguments are then registers, and what the format file says is only the types.
-
-From Linux 7.0 on a program on a raw tracepoint can be preempted, and until it goes on the kernel skips it for every
-other task of that processor (__bpf_trace_run, kernel/trace/bpf_trace.c; it counts that in recursion_misses). Perf
-events still call theirs with preemption off. So there a few events go that way, and only many share a raw tracepoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
-
-from msgspec.structs import replace
 
 from bpfseal.runtime.probes import Provider, is_wild, matcher
 from bpfseal.runtime.probes.world import World
@@ -25,17 +19,9 @@ if TYPE_CHECKING:
 
 SYSCALL_NUMBER: Final = 6  # the "argument" that stands for the system call's number
 _ENTER, _EXIT = "sys_enter_", "sys_exit_"
-_FEW: Final = 8
 
 
 def _expand(world: World, spec: AttachSpec) -> Sequence[Point]:
-    points = _matching(world, spec)
-    if len(points) <= _FEW and world.preempts_programs:
-        return [replace(point, params=()) for point in points]
-    return points
-
-
-def _matching(world: World, spec: AttachSpec) -> list[Point]:
     category, event = spec.parts
     if not is_wild(category) and not is_wild(event):
         # One file is quicker to look for than the whole list is to read.
@@ -74,12 +60,11 @@ def _args(world: World, point: Point) -> Args:
     fields = parse(text) if text is not None else ()
     if any(key == "nr" for key, _ in point.params):
         return _syscall_args(world, point, fields)
-    space = "user" if point.category == "syscalls" else "kernel"
     size = max((field.offset + field.size for field in fields), default=0)
     converted = tuple(
         Field(
             field.name,
-            field_type(world, field, space),
+            field_type(world, field, "kernel"),
             field.offset,
             data_loc=field.data_loc,
             relative=field.relative,

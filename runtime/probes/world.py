@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -35,13 +34,6 @@ class World:
 
             self._target = Target()
         return self._target
-
-    @cached_property
-    def preempts_programs(self) -> bool:
-        """Whether programs on raw tracepoints can be preempted. Seen with 51 threads that begin a system call
-        at the same time: none skipped on Linux 6.18.15, up to four on 7.2.13 and 7.3.4."""
-        major = os.uname().release.split(".", 1)[0]
-        return major.isdigit() and int(major) >= 7
 
     @cached_property
     def types(self) -> KernelTypes | None:

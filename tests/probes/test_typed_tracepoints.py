@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-
 import pytest
 
-import bpfseal
 from bpfseal import compiler
 from bpfseal.runtime.build import Request, check
 from tests.probes.test_environment import needs_btf, needs_tracefs
@@ -63,50 +59,6 @@ def test_many_points_share_one_program() -> None:
     (program,) = bundle.programs
     assert len(program.attach) > 16
     assert {attach.kind for attach in program.attach} == {CLASSIC}
-
-
-OPENS = "tracepoint:syscalls:sys_enter_openat"
-
-
-def on_a_kernel_that(preempts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bpfseal.runtime.probes.world.World.preempts_programs", preempts)
-
-
-@pytest.mark.parametrize(
-    ("text", "preempted", "otherwise"),
-    [
-        (f"{ONE} {{ @ = count(); }}", [CLASSIC], [TYPED]),
-        (f"{OPENS} {{ @ = count(); }}", [CLASSIC], [TYPED]),
-        (f"{OPENS},{ONE} {{ @ = count(); }}", [CLASSIC, CLASSIC], [TYPED, TYPED]),
-        ("tracepoint:syscalls:sys_enter_* { @ = count(); }", [TYPED], [TYPED]),
-    ],
-)
-def test_where_programs_are_preempted(
-    text: str, preempted: list[str], otherwise: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A few events that would be skipped then are perf events; a whole family still shares a raw tracepoint."""
-    for preempts, expected in ((True, preempted), (False, otherwise)):
-        on_a_kernel_that(preempts, monkeypatch)
-        assert [kind for kind, _ in kinds(text)] == expected
-
-
-@pytest.mark.host
-@pytest.mark.parametrize("preempts", [True, False])
-def test_the_same_arguments_either_way(preempts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_a_kernel_that(preempts, monkeypatch)
-    text = (
-        f"{OPENS} /pid == {os.getpid()}/ "
-        "{ @[str(args.filename), args.dfd, args.flags & 3, args.__syscall_nr] = count(); }"
-        f"tracepoint:syscalls:sys_exit_openat /pid == {os.getpid()}/ {{ @r[args.ret] = count(); }}"
-    )
-    with bpfseal.trace(text) as trace:
-        for _ in range(5):
-            with contextlib.suppress(OSError):
-                os.open("/nowhere/at all", os.O_WRONLY)
-        trace.stop()
-        list(trace.events(timeout=5))
-        assert trace.maps["@"][("/nowhere/at all", 2**32 - 100, 1, 257)] == 5
-        assert trace.maps["@r"][-2] == 5
 
 
 @pytest.mark.parametrize("text", [f"{ONE} {{ @ = count(); }}", f"mine = {ONE} {{ @ = count(); }}"])
