@@ -44,6 +44,25 @@ def until(trace: bpfseal.Trace, true: object, seconds: float = 30) -> None:
             pass
 
 
+def scheduled(trace: bpfseal.Trace, most: int) -> int:
+    """How many blocks are scheduled when no more come: `most`, but that Linux 7 skips a program which another task of the
+    processor is in the middle of."""
+    if int(os.uname().release.split(".", 1)[0]) < 7:
+        until(trace, lambda: account(trace).scheduled == most)
+        return most
+    seen = [0]
+
+    def settled() -> bool:
+        for _ in trace.events(timeout=2):
+            pass
+        seen.append(account(trace).scheduled)
+        return seen[-1] == seen[-2] > 0
+
+    until(trace, settled, 60)
+    assert most // 2 < seen[-1] <= most
+    return seen[-1]
+
+
 def account(trace: bpfseal.Trace) -> Account:
     """The account so far."""
     found = trace.deferred
@@ -67,15 +86,16 @@ def test_the_trace_ends_first(started: list[subprocess.Popen[bytes]], pageout: s
     """Threads that do not return to user space: their blocks are cancelled, and it is said so."""
     with bpfseal.trace(SLEEPING) as trace:
         sleepers(started, pageout, 50, kit.page(tmp_path))
-        until(trace, lambda: account(trace).scheduled == 51)
-        assert account(trace).pending == 51
+        count = scheduled(trace, 51)
+        assert account(trace).pending == count
         trace.stop()
         events = [e for e in trace.events(timeout=5) if e.action == "deferred"]
         (found,) = events[0].values
-        assert found == Account(scheduled=51, run=0, dropped=0, cancelled=51, kernel=0)
-        assert (
-            "51 of 51 deferred blocks did not run: 51 cancelled (the thread or the trace ended first)" in events[0].text
+        assert found == Account(scheduled=count, run=0, dropped=0, cancelled=count, kernel=0)
+        told = (
+            f"{count} of {count} deferred blocks did not run: {count} cancelled (the thread or the trace ended first)"
         )
+        assert told in events[0].text
 
 
 @pytest.mark.slow
@@ -104,14 +124,14 @@ def test_threads_are_killed_with_blocks_pending(
     script = SLEEPING.replace("@ran = count();", f"@ran[str(uptr((char *){kit.BASE}), 32)] = count();")
     with bpfseal.trace(script) as trace:
         process = sleepers(started, pageout, 50, kit.page(tmp_path))
-        until(trace, lambda: account(trace).scheduled == 51)
+        count = scheduled(trace, 51)
         process.kill()
         process.wait()
-        until(trace, lambda: account(trace).run == 51)
+        until(trace, lambda: account(trace).run == count)
         trace.stop()
         list(trace.events(timeout=5))
-        assert account(trace) == Account(51, 51, 0, 0, 0)
-        assert sum(trace.maps["@ran"].values()) == 51
+        assert account(trace) == Account(count, count, 0, 0, 0)
+        assert sum(trace.maps["@ran"].values()) == count
 
 
 @pytest.mark.parametrize("threads", [100, pytest.param(4500, marks=pytest.mark.slow)])
