@@ -45,8 +45,8 @@ def until(trace: bpfseal.Trace, true: object, seconds: float = 30) -> None:
 
 
 def scheduled(trace: bpfseal.Trace, most: int) -> int:
-    """How many blocks are scheduled when no more come: `most`, but that Linux 7 skips a program which another task of the
-    processor is in the middle of."""
+    """How many blocks are scheduled when no more come: `most`, but that Linux 7 skips a program which another task of
+    the processor is in the middle of."""
     if int(os.uname().release.split(".", 1)[0]) < 7:
         until(trace, lambda: account(trace).scheduled == most)
         return most
