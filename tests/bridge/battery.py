@@ -43,7 +43,7 @@ class Tool:
     command: str
     works: str
     undo: str = ""
-    limit: float = 90
+    limit: float = 240
     needs: str = ""  # program that must be there
     slow: bool = False  # takes minutes before it loads anything: both tries run at once
 
@@ -56,7 +56,7 @@ def tools(objects: str) -> list[Tool]:
         version = "dpkg-query -W -f '${Version}' bpfcc-tools"
         needs = f"{name}-bpfcc" if headers else "no headers for bcc"
         # bcc tools end well by Ctrl-C, and not all of them have a duration
-        return Tool(f"bcc {name}", version, f"{name}-bpfcc {arguments}", works, limit=400, needs=needs, slow=True)
+        return Tool(f"bcc {name}", version, f"{name}-bpfcc {arguments}", works, limit=600, needs=needs, slow=True)
 
     version = "bpftool version | head -1"
     table = [
@@ -92,7 +92,7 @@ def tools(objects: str) -> list[Tool]:
         Tool("functions of programs", "uname -r", f"{OWN} -m tests.bridge.others",
              r'"fentry": 1, "replaced": 1, "again": 2', needs="sh"),
         Tool("systemd (user manager)", "systemctl --version | head -1", SYSTEMD, r"head: .*zero2.*not permitted",
-             limit=200, needs="systemd-run"),
+             limit=400, needs="systemd-run"),
         bcc("opensnoop", "-d 4", r"(?m)^\d+ +\S+ +\d+ +0 /"),
         bcc("execsnoop", "& s=$!; sleep 12; kill -INT $s; wait $s", r"(?m)^true +\d+ +\d+ +0"),
         bcc("biolatency", "4 1", r"usecs +: count"),
