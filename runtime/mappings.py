@@ -67,15 +67,19 @@ class Mappings:
         self._roots: dict[int, tuple[int, int]] = {}
         self._held: dict[tuple[int, int], int] = {}
         self._all = pid == _EVERYBODY
+        # An event of a process is one of a thread and those that it starts: where there are others already all of the
+        # machine is listened to, for the sake of the ones in here.
+        wide = self._all or _threads(pid) > 1
+        self._wanted = {pid} if wide and not self._all else None
         self._rings: list[tuple[int, mmap.mmap]] = []
         cpus = online_cpus()
-        self._pages = _PAGES_OF_ALL if self._all and len(cpus) < _MANY_CPUS else _PAGES
+        self._pages = _PAGES_OF_ALL if wide and len(cpus) < _MANY_CPUS else _PAGES
         size = self._pages * mmap.PAGESIZE
-        flags = (0 if self._all else _INHERIT) | _MMAP | _TASK | _WATERMARK | _ID_ALL | _MMAP2
+        flags = (0 if wide else _INHERIT) | _MMAP | _TASK | _WATERMARK | _ID_ALL | _MMAP2
         attr = _ATTR.pack(_SOFTWARE, _ATTR.size, _DUMMY, 1, _SAMPLE_TIME, 0, flags, size // 2, 0)
         try:
             for cpu in cpus:
-                fd = syscall("perf_event_open", attr, pid, cpu, -1, _CLOEXEC)
+                fd = syscall("perf_event_open", attr, _EVERYBODY if wide else pid, cpu, -1, _CLOEXEC)
                 try:
                     ring = mmap.mmap(fd, mmap.PAGESIZE + size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
                 except BaseException:
@@ -138,11 +142,15 @@ class Mappings:
         told: set[int] = set()
         # A process is started on one CPU and maps its files on another: the order is that of the clock.
         for _, kind, record in sorted(self._records(), key=lambda one: one[0]):
+            pid, parent, thread, _ = _TASK_BODY.unpack_from(record, _HEADER.size)
+            if self._wanted is not None:
+                if kind == _RECORD_FORK and parent in self._wanted:
+                    self._wanted.add(pid)
+                if pid not in self._wanted:
+                    continue
             if kind == _RECORD_MMAP2:
                 told.add(self._mapped(record))
-                continue
-            pid, parent, thread, _ = _TASK_BODY.unpack_from(record, _HEADER.size)
-            if kind == _RECORD_FORK and pid != parent:
+            elif kind == _RECORD_FORK and pid != parent:
                 self._forked(pid, parent)
             elif kind == _RECORD_EXIT and pid == thread:
                 self._exited(pid)
@@ -244,6 +252,13 @@ class Mappings:
         for fd in self._held.values():
             os.close(fd)
         self._held.clear()
+
+
+def _threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
 
 def _identity(path: str) -> tuple[int, int] | None:

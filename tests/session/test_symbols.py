@@ -17,7 +17,7 @@ import pytest
 from bpfseal.runtime.mappings import Mappings
 from bpfseal.runtime.symbols import Symbols
 
-from .conftest import Running, trace
+from .conftest import Running, trace, wait_until
 
 pytestmark = pytest.mark.host
 
@@ -118,6 +118,54 @@ def test_a_process_that_was_there_before_and_has_ended(tmp_path: Path, running: 
         process.wait()
     done = one.end()
     assert re.search(r"^ +\w*getppid\+\d+$", done.out, re.M), done.out + done.err
+
+
+LATER = """
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <unistd.h>
+static void *later(void *path)
+{
+	int n = getchar();
+	int (*call)(int) = dlsym(dlopen(path, RTLD_NOW), "from_a_library");
+	return (void *)(long)call(n);
+}
+int main(int count, char **words)
+{
+	pthread_t thread;
+	pthread_create(&thread, 0, later, words[1]);
+	return pthread_join(thread, 0);
+}
+"""
+LIBRARY = """
+#include <sys/syscall.h>
+#include <unistd.h>
+__attribute__((noinline)) int leaf(int n) { return syscall(SYS_getppid) + n; }
+int from_a_library(int n) { return leaf(n) + 1; }
+"""
+
+
+def test_files_that_another_thread_of_the_target_maps(tmp_path: Path, running: list[Running]) -> None:
+    """One that was there before the trace; the process has ended when the map is printed."""
+    flags = ["-O1", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"]
+    (tmp_path / "later.c").write_text(LATER)
+    (tmp_path / "library.c").write_text(LIBRARY)
+    path, library = tmp_path / "later", tmp_path / "library.so"
+    subprocess.run(["gcc", *flags, "-o", path, tmp_path / "later.c", "-pthread"], check=True)
+    subprocess.run(["gcc", *flags, "-shared", "-fPIC", "-o", library, tmp_path / "library.c"], check=True)
+    with subprocess.Popen([path, library], stdin=subprocess.PIPE) as process:
+        assert wait_until(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == 2)
+        one = Running(UP + "tracepoint:syscalls:sys_enter_getppid { @[ustack(3)] = count(); }", "-p", str(process.pid))
+        running.append(one)
+        one.begin()
+        time.sleep(1)
+        assert process.stdin is not None
+        process.stdin.write(b"xx")
+        process.stdin.close()
+        process.wait()
+    done = one.end(None)
+    assert re.search(r"from_a_library\+\d+", done.out), done.out + done.err
 
 
 FORKS = """
