@@ -180,11 +180,10 @@ def records(*values: int) -> int:
     return address_of(data)
 
 
-def types(longer: int = 0, linkage: int = 0) -> int:
-    """BTF with `int main(int)`: 1 int, 2 its prototype, 3 the function. The header is so many bytes `longer`; linkage
-    1 is for functions that can be replaced."""
+def types(longer: int = 0) -> int:
+    """BTF with `int main(int)`: 1 int, 2 its prototype, 3 the function. The header is so many bytes `longer`."""
     body = struct.pack("<IIII", 1, 1 << 24, 4, 1 << 24 | 32)
-    body += struct.pack("<IIIII", 0, 13 << 24 | 1, 1, 5, 1) + struct.pack("<III", 5, 12 << 24 | linkage, 2)
+    body += struct.pack("<IIIII", 0, 13 << 24 | 1, 1, 5, 1) + struct.pack("<III", 5, 12 << 24, 2)
     strings = b"\0int\0main\0"
     header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24 + longer, 0, len(body), len(body), len(strings))
     return btf_load(header + bytes(longer) + body + strings)
