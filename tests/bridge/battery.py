@@ -27,6 +27,7 @@ from pathlib import Path
 AUDIT = Path("/var/log/bpfseal/audit.jsonl")
 ROOT = Path(__file__).parent.parent.parent
 OWN = f"cd {shlex.quote(str(ROOT))} && {shlex.quote(sys.executable)}"
+XDP_TOOLS = "dpkg-query -W -f '${Version}' xdp-tools"  # they do not all say
 KEPT = 600  # characters of what a tool said
 SCRIPT = (
     'kprobe:vfs_read { @reads = count(); } tracepoint:syscalls:sys_enter_openat { @opens = count(); } '
@@ -80,13 +81,13 @@ def tools(objects: str) -> list[Tool]:
         Tool("tc filter bpf", "tc -V",
              f"tc filter add dev v1 ingress bpf direct-action obj {at}/look.bpf.o sec classifier && "
              "tc filter show dev v1 ingress", r"direct-action.* id \d+", "tc filter del dev v1 ingress"),
-        Tool("xdp-loader", "xdp-loader --version",
+        Tool("xdp-loader", XDP_TOOLS,
              f"xdp-loader load -m skb v1 {at}/pass.bpf.o -s xdp && xdp-loader status v1", r"v1 .*(skb|dispatcher)",
              "xdp-loader unload v1 --all"),
-        Tool("xdp-filter", "xdp-filter --version",
+        Tool("xdp-filter", XDP_TOOLS,
              "xdp-filter load -m skb v1 && xdp-filter port 4 -m dst && xdp-filter status",
              r"xdpfilt_\w+\s+v1", "xdp-filter unload v1"),
-        Tool("xdpdump", "xdpdump --version",
+        Tool("xdpdump", XDP_TOOLS,
              f"xdp-loader load -m skb v1 {at}/pass.bpf.o -s xdp; timeout -s INT 15 xdpdump -i v1 -x",
              r"@entry: packet size", "xdp-loader unload v1 --all"),
         Tool("functions of programs", "uname -r", f"{OWN} -m tests.bridge.others",
