@@ -155,6 +155,10 @@ def retval(g: Gen, type: Type) -> Value:
         assert g.probe is not None
         fields = g.probe.args.fields
         count = g.probe.args.extra.get("arguments")
+        if count == "unknown":
+            result = g.buffer(8)
+            g.helper("get_func_ret", g.ctx, result)
+            return convert(g, g.fn.load(I64, result, 8), type)
         if not isinstance(count, int):
             count = 1 + max((f.argument for f in fields.fields), default=-1) if fields is not None else 0
         return convert(g, word(g, g.ctx, 8 * count, type), type)

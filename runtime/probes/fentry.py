@@ -114,7 +114,9 @@ def _args(world: World, point: Point) -> Args:
 
 def _of_program(point: Point, proto: Prototype) -> Args:
     """Arguments of a program's function: the context that the program's source names is not the structure that the
-    kernel calls it with, so pointers are bare addresses, to be cast to what they are (struct sk_buff, xdp_buff)."""
+    kernel calls it with, so pointers are bare addresses, to be cast to what they are (struct sk_buff, xdp_buff). Where
+    the result is has to be asked for: for some functions the kernel makes room for five arguments, whatever they have
+    (btf_distill_func_proto without a prototype, kernel/bpf/btf.c)."""
     from bpfseal.dsl.env import Args
     from bpfseal.dsl.types import Field, Ptr, RecordInfo
 
@@ -123,7 +125,7 @@ def _of_program(point: Point, proto: Prototype) -> Args:
         for at, p in enumerate(proto.params)
     )
     returns = proto.returns if point.kind == "fexit" else None
-    return Args(RecordInfo("args", 8 * len(fields), fields), "argument", returns, {"arguments": len(fields)})
+    return Args(RecordInfo("args", 8 * len(fields), fields), "argument", returns, {"arguments": "unknown"})
 
 
 def typed_arguments(params: Iterable[tuple[str, Type]]) -> tuple[tuple[Field, ...], int]:
