@@ -33,7 +33,8 @@ the fields, where DWARF knows them, have `argument` N for the N-th integer argum
 "usdt", "none". In "syscall" field `argument` N < 6 is system call argument N, in "syscall_exit" 0 is the result; 6 is
 the system call's number in both. In "usdt" Args.extra has "argN" → canonical location, see `runtime.probes.usdt`.
 In "packet" the fields are those of `runtime.probes.network`; Args.extra["ethernet"] 1: packets start with an Ethernet
-header. For fentry, fexit and lsm Args.extra["arguments"] is the number of words before the result in the context.
+header. For fentry, fexit and lsm Args.extra["arguments"] is the number of words before the result in the context,
+"unknown" where it has to be asked for.
 """
 
 from __future__ import annotations
