@@ -33,15 +33,20 @@ def account(out: str, err: str, line: str) -> tuple[int, int, int]:
     return printed, lost, int(produced[1])
 
 
-def calls(tracer: int) -> bool:
-    """Whether its child runs, having been let go."""
+def child_of(tracer: int) -> int:
+    """Its child that makes the calls, having been let go; 0 if it does not run. (The kernel's list of children may miss
+    one while another ends.)"""
     for child in Path(f"/proc/{tracer}/task/{tracer}/children").read_text().split():
-        try:
-            if b"os.getppid()" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return True
-        except OSError:
-            continue
-    return False
+        if calls(int(child)):
+            return int(child)
+    return 0
+
+
+def calls(child: int) -> bool:
+    try:
+        return b"os.getppid()" in Path(f"/proc/{child}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -59,8 +64,15 @@ def test_stalled_reader(statement: str) -> None:
         command("-q", "-c", CHILD, "-e", PROGRAM % statement), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     # Until the child has made all its calls, however long that takes here.
-    assert wait_until(lambda: calls(process.pid), 120)
-    assert wait_until(lambda: not calls(process.pid), 120)
+    child = 0
+
+    def begun() -> bool:
+        nonlocal child
+        child = child_of(process.pid)
+        return child != 0
+
+    assert wait_until(begun, 120)
+    assert wait_until(lambda: not calls(child), 120)
     out, err = (data.decode() for data in process.communicate(timeout=200))
     assert process.returncode == 0
     printed, lost, produced = account(out, err, r"^\(?\d+[ ,].*$")
