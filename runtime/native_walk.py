@@ -9,6 +9,19 @@ from __future__ import annotations
 
 from typing import Final
 
+from bpfseal.runtime.native_ring import give_back, members, record
+
+# The end of what makes digits: those from %q to %end.
+_DIGITS: Final = """\
+copy:
+  %from = ptrtoint ptr %q to i64
+  %to = ptrtoint ptr %end to i64
+  %length = sub i64 %to, %from
+  call void @llvm.memcpy.p0.p0.i64(ptr %out, ptr %q, i64 24, i1 false)
+  %next = getelementptr i8, ptr %out, i64 %length
+  ret ptr %next
+}"""
+
 PRELUDE: Final = """
 declare i32 @snprintf(ptr, i64, ptr, ...)
 declare i64 @strnlen(ptr, i64)
@@ -64,14 +77,7 @@ digit:
   store i8 %char, ptr %q
   %more = icmp ne i64 %rest, 0
   br i1 %more, label %digit, label %copy
-copy:
-  %from = ptrtoint ptr %q to i64
-  %to = ptrtoint ptr %end to i64
-  %length = sub i64 %to, %from
-  call void @llvm.memcpy.p0.p0.i64(ptr %out, ptr %q, i64 24, i1 false)
-  %next = getelementptr i8, ptr %out, i64 %length
-  ret ptr %next
-}
+DIGITS
 
 define internal ptr @signed(ptr %out, i64 %value) {
 entry:
@@ -104,59 +110,25 @@ digit:
   store i8 %char, ptr %q
   %more = icmp ne i64 %rest, 0
   br i1 %more, label %digit, label %copy
-copy:
-  %from = ptrtoint ptr %q to i64
-  %to = ptrtoint ptr %end to i64
-  %length = sub i64 %to, %from
-  call void @llvm.memcpy.p0.p0.i64(ptr %out, ptr %q, i64 24, i1 false)
-  %next = getelementptr i8, ptr %out, i64 %length
-  ret ptr %next
-}
-"""
+DIGITS
+""".replace("DIGITS", _DIGITS)
 
-WALK: Final = """
-define i64 @consume(ptr %state) {
+_STATE: Final = ("data*", "mask", "producer*", "consumer*", "position", "out*", "cap", "used", "done", "step")
+
+WALK: Final = f"""
+define i64 @consume(ptr %state) {{
 entry:
   %place = alloca ptr
-  %data = load ptr, ptr %state
-  %mask_at = getelementptr i64, ptr %state, i64 1
-  %mask = load i64, ptr %mask_at
-  %producer_at = getelementptr i64, ptr %state, i64 2
-  %producer = load ptr, ptr %producer_at
-  %consumer_at = getelementptr i64, ptr %state, i64 3
-  %consumer = load ptr, ptr %consumer_at
-  %position_at = getelementptr i64, ptr %state, i64 4
-  %first = load i64, ptr %position_at
-  %out_at = getelementptr i64, ptr %state, i64 5
-  %out = load ptr, ptr %out_at
+{members(_STATE)}
   store ptr %out, ptr %place
-  %cap_at = getelementptr i64, ptr %state, i64 6
-  %cap = load i64, ptr %cap_at
-  %used_at = getelementptr i64, ptr %state, i64 7
-  %count_at = getelementptr i64, ptr %state, i64 8
-  %step_at = getelementptr i64, ptr %state, i64 9
-  %step = load i64, ptr %step_at
   %usable = sub i64 %cap, BOUND
   %last = getelementptr i8, ptr %out, i64 %usable
   br label %look
 look:
-  %position = phi i64 [ %first, %entry ], [ %behind, %next ]
-  %released = phi i64 [ %first, %entry ], [ %given, %next ]
+  %here = phi i64 [ %position, %entry ], [ %behind, %next ]
+  %released = phi i64 [ %position, %entry ], [ %given, %next ]
   %count = phi i64 [ 0, %entry ], [ %counted, %next ]
-  %produced = load atomic i64, ptr %producer acquire, align 8
-  %there = icmp ult i64 %position, %produced
-  br i1 %there, label %head, label %empty
-head:
-  %at = and i64 %position, %mask
-  %header = getelementptr i8, ptr %data, i64 %at
-  %word = load atomic i32, ptr %header acquire, align 8
-  %busy = icmp slt i32 %word, 0
-  br i1 %busy, label %empty, label %whole
-whole:
-  %kept = and i32 %word, 1073741823
-  %discard = and i32 %word, 1073741824
-  %dropped = icmp ne i32 %discard, 0
-  br i1 %dropped, label %skip, label %wanted
+{record(kept="wanted", skipped="skip", end="empty")}
 wanted:
   %now = load ptr, ptr %place
   %room = icmp ule ptr %now, %last
@@ -172,18 +144,7 @@ skip:
   br label %next_of
 next_of:
   %counted = phi i64 [ %one, %written ], [ %count, %skip ]
-  %length = zext i32 %kept to i64
-  %padded = add i64 %length, 15
-  %span = and i64 %padded, -8
-  %behind = add i64 %position, %span
-  %since = sub i64 %behind, %released
-  %due = icmp uge i64 %since, %step
-  br i1 %due, label %give, label %next
-give:
-  store atomic i64 %behind, ptr %consumer release, align 8
-  br label %next
-next:
-  %given = phi i64 [ %behind, %give ], [ %released, %next_of ]
+{give_back(of="next_of", then="next")}
   br label %look
 empty:
   br label %leave
@@ -193,13 +154,13 @@ full:
   br label %leave
 leave:
   %reason = phi i64 [ 0, %empty ], [ 1, %foreign ], [ 2, %full ]
-  store atomic i64 %position, ptr %consumer release, align 8
-  store i64 %position, ptr %position_at
-  store i64 %count, ptr %count_at
+  store atomic i64 %here, ptr %consumer release, align 8
+  store i64 %here, ptr %position_at
+  store i64 %count, ptr %done_at
   %finally = load ptr, ptr %place
   %from = ptrtoint ptr %out to i64
   %to = ptrtoint ptr %finally to i64
-  %used = sub i64 %to, %from
-  store i64 %used, ptr %used_at
+  %written_bytes = sub i64 %to, %from
+  store i64 %written_bytes, ptr %used_at
   ret i64 %reason
 """

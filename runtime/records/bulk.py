@@ -15,11 +15,16 @@ from typing import Any, Final
 
 from bpfseal.compiler.layout import EventLayout
 from bpfseal.runtime.native import FOREIGN, FULL, compile_function, map_ring, unmap_ring
+from bpfseal.runtime.native_ring import give_back, members, record
 from bpfseal.runtime.ring import RingReader
 
 _ROOM: Final = 1 << 21
 _MOST: Final = 1 << 16  # records in one piece
-# Members of the state, in 64-bit words; the code below knows them by number.
+# Members of the state, in 64-bit words: names in the code below, numbers here.
+_STATE: Final = (
+    "data*", "mask", "producer*", "consumer*", "position", "out*", "room", "used",
+    "places*", "most", "count", "step", "wanted*", "kinds",
+)  # fmt: skip
 _DATA, _MASK, _PRODUCER, _CONSUMER, _POSITION, _OUT, _SPACE, _USED = range(8)
 _PLACES, _LIMIT, _COUNT, _STEP, _WANTED, _KINDS = range(8, 14)
 
@@ -83,62 +88,20 @@ def _function() -> Callable[[int], int]:
     return made
 
 
-# Why records are looked at in this way (busy and discard bits, padding): `runtime.ring`. A record that is of a kind
-# that is not wanted is Python's.
-_CODE: Final = """
+# A record that is of a kind that is not wanted is Python's.
+_CODE: Final = f"""
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 
-define i64 @copy(ptr %state) {
+define i64 @copy(ptr %state) {{
 entry:
-  %data = load ptr, ptr %state
-  %mask_at = getelementptr i64, ptr %state, i64 1
-  %mask = load i64, ptr %mask_at
-  %producer_at = getelementptr i64, ptr %state, i64 2
-  %producer = load ptr, ptr %producer_at
-  %consumer_at = getelementptr i64, ptr %state, i64 3
-  %consumer = load ptr, ptr %consumer_at
-  %position_at = getelementptr i64, ptr %state, i64 4
-  %first = load i64, ptr %position_at
-  %out_at = getelementptr i64, ptr %state, i64 5
-  %out = load ptr, ptr %out_at
-  %room_at = getelementptr i64, ptr %state, i64 6
-  %room = load i64, ptr %room_at
-  %used_at = getelementptr i64, ptr %state, i64 7
-  %places_at = getelementptr i64, ptr %state, i64 8
-  %places = load ptr, ptr %places_at
-  %most_at = getelementptr i64, ptr %state, i64 9
-  %most = load i64, ptr %most_at
-  %count_at = getelementptr i64, ptr %state, i64 10
-  %step_at = getelementptr i64, ptr %state, i64 11
-  %step = load i64, ptr %step_at
-  %wanted_at = getelementptr i64, ptr %state, i64 12
-  %wanted = load ptr, ptr %wanted_at
-  %kinds_at = getelementptr i64, ptr %state, i64 13
-  %kinds = load i64, ptr %kinds_at
+{members(_STATE)}
   br label %look
 look:
-  %position = phi i64 [ %first, %entry ], [ %behind, %go ]
-  %released = phi i64 [ %first, %entry ], [ %given, %go ]
-  %count = phi i64 [ 0, %entry ], [ %counted, %go ]
-  %used = phi i64 [ 0, %entry ], [ %filled, %go ]
-  %produced = load atomic i64, ptr %producer acquire, align 8
-  %there = icmp ult i64 %position, %produced
-  br i1 %there, label %head, label %done
-head:
-  %at = and i64 %position, %mask
-  %header = getelementptr i8, ptr %data, i64 %at
-  %word = load atomic i32, ptr %header acquire, align 8
-  %busy = icmp slt i32 %word, 0
-  br i1 %busy, label %done, label %whole
-whole:
-  %bits = and i32 %word, 1073741823
-  %length = zext i32 %bits to i64
-  %longer = add i64 %length, 15
-  %padded = and i64 %longer, -8
-  %behind = add i64 %position, %padded
-  %flag = and i32 %word, 1073741824
-  %discarded = icmp ne i32 %flag, 0
-  br i1 %discarded, label %next, label %kept
+  %here = phi i64 [ %position, %entry ], [ %behind, %go ]
+  %released = phi i64 [ %position, %entry ], [ %given, %go ]
+  %records = phi i64 [ 0, %entry ], [ %counted, %go ]
+  %filled = phi i64 [ 0, %entry ], [ %full, %go ]
+{record(kept="kept", skipped="next", end="done")}
 kept:
   %record = getelementptr i8, ptr %header, i64 8
   %number32 = load i32, ptr %record
@@ -152,40 +115,33 @@ asked:
   br i1 %mine, label %fits, label %done
 fits:
   %body = sub i64 %padded, 8
-  %end = add i64 %used, %body
+  %end = add i64 %filled, %body
   %small = icmp ule i64 %end, %room
-  %few = icmp ult i64 %count, %most
+  %few = icmp ult i64 %records, %most
   %both = and i1 %small, %few
   br i1 %both, label %take, label %done
 take:
-  %to = getelementptr i8, ptr %out, i64 %used
+  %to = getelementptr i8, ptr %out, i64 %filled
   call void @llvm.memcpy.p0.p0.i64(ptr %to, ptr %record, i64 %body, i1 false)
-  %place = getelementptr i32, ptr %places, i64 %count
-  %start = trunc i64 %used to i32
+  %place = getelementptr i32, ptr %places, i64 %records
+  %start = trunc i64 %filled to i32
   store i32 %start, ptr %place
-  %more = add i64 %count, 1
+  %more = add i64 %records, 1
   br label %next
 next:
-  %counted = phi i64 [ %count, %whole ], [ %more, %take ]
-  %filled = phi i64 [ %used, %whole ], [ %end, %take ]
-  %held = sub i64 %behind, %released
-  %much = icmp uge i64 %held, %step
-  br i1 %much, label %give, label %go
-give:
-  store atomic i64 %behind, ptr %consumer release, align 8
-  br label %go
-go:
-  %given = phi i64 [ %released, %next ], [ %behind, %give ]
+  %counted = phi i64 [ %records, %whole ], [ %more, %take ]
+  %full = phi i64 [ %filled, %whole ], [ %end, %take ]
+{give_back(of="next", then="go")}
   br label %look
 done:
   %reason = phi i64 [ 0, %look ], [ 0, %head ], [ 1, %kept ], [ 1, %asked ], [ 2, %fits ]
-  store atomic i64 %position, ptr %consumer release, align 8
-  store i64 %position, ptr %position_at
-  store i64 %used, ptr %used_at
-  store i64 %count, ptr %count_at
-  %last = getelementptr i32, ptr %places, i64 %count
-  %stop = trunc i64 %used to i32
+  store atomic i64 %here, ptr %consumer release, align 8
+  store i64 %here, ptr %position_at
+  store i64 %filled, ptr %used_at
+  store i64 %records, ptr %count_at
+  %last = getelementptr i32, ptr %places, i64 %records
+  %stop = trunc i64 %filled to i32
   store i32 %stop, ptr %last
   ret i64 %reason
-}
+}}
 """
