@@ -11,6 +11,7 @@ import sys
 from bpfseal import __version__
 from bpfseal.errors import BpfsealError, UsageError
 from bpfseal.runtime.ahead import place, store
+from bpfseal.signer.program_target import program_target
 from bpfseal.signer.sealed_file import VERSION, KernelId, SealedFile
 
 HELP = """\
@@ -52,6 +53,12 @@ def main(argv: list[str]) -> int:
         built = build(_request(options))
         for warning in built.warnings if options.warnings else ():
             sys.stderr.write(warning + "\n")
+        for program in built.bundle.programs:
+            if program_target(program.attach_module) is not None:
+                raise BpfsealError(
+                    f"{program.attach[0].probe} is a function of a BPF program, which lasts no longer than who loaded it",
+                    hint="probe it from the script itself: bpfseal FILE",
+                )
         boot = place.needs_this_boot(built.bundle.source)
         file = SealedFile(
             version=VERSION,

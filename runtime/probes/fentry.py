@@ -91,7 +91,7 @@ def _programs(world: World, spec: AttachSpec) -> Sequence[Point]:
                 points.append(Point(spec.kind, title, module, name, params=(("btf_id", number),)))
     except (OSError, BtfError) as error:
         why = error.message if isinstance(error, BtfError) else error.strerror
-        raise ProbeError(f"cannot look at BPF programs: {why}", hint="needs CAP_SYS_ADMIN") from None
+        raise AbsentError(f"cannot look at BPF programs: {why}", hint="needs CAP_SYS_ADMIN") from None
     return points
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import bpfseal
 from bpfseal.runtime.ahead import place, store
+from bpfseal.runtime.listing import list_probes
 from bpfseal.signer.sealed_file import KernelId, SealedFile
 
 from .conftest import Cli, Pair
@@ -194,3 +196,14 @@ def test_maps_that_exist_elsewhere_cannot_be_sealed(pair: Pair, tmp_path: Path) 
 def test_wrong_files_end_in_one_line(cli: Cli, words: tuple[str, str]) -> None:
     done = cli(*words, status=1)
     assert done.stderr.startswith("ERROR: ")
+
+
+def test_functions_of_programs_are_not_for_files(cli: Cli, tmp_path: Path, bpf_permitted: None) -> None:
+    """They are named by a descriptor, and gone when their owner is."""
+    with bpfseal.trace("begin { @a[1] = 1; } interval:s:1000 { for ($kv : @a) { @b = $kv.0; } }") as trace:
+        names = [line for line in list_probes("fentry:bpf:*:p*") if line.rpartition(":")[2].startswith("p")]
+        assert names
+        done = cli("build", "-o", tmp_path / "f.bpfseal", "-e", f"{names[-1]} {{ @ = count(); }}", status=1)
+        trace.stop()
+    assert f"ERROR: {names[-1]} is a function of a BPF program" in done.stderr
+    assert not (tmp_path / "f.bpfseal").exists()
