@@ -55,8 +55,9 @@ def main(argv: list[str]) -> int:
             sys.stderr.write(warning + "\n")
         for program in built.bundle.programs:
             if program_target(program.attach_module) is not None:
+                name = program.attach[0].probe
                 raise BpfsealError(
-                    f"{program.attach[0].probe} is a function of a BPF program, which lasts no longer than who loaded it",
+                    f"{name} is a function of a BPF program, which lasts no longer than who loaded it",
                     hint="probe it from the script itself: bpfseal FILE",
                 )
         boot = place.needs_this_boot(built.bundle.source)
