@@ -2,8 +2,9 @@
 
 `battery.py OBJECTS [TOOL…]` prints one JSON object for each tool (`!TOOL`: tried under the bridge only): version, if
 it worked alone and under the bridge, what it said, programs loaded, records in the audit log. OBJECTS has the compiled
-`pass.bpf.o`, `look.bpf.o` and `count.bpf.o`; BCC_KERNEL_SOURCE the headers for bcc, BPFSEAL_TEST_BPFTRACE the command
-of another bpftrace, BPFSEAL_TEST_CORE the directory of Debian's libbpf-tools.
+`pass.bpf.o`, `look.bpf.o` and `count.bpf.o`, and `probe`, made of probe.go, if there is a Go compiler. BCC_KERNEL_SOURCE
+are headers for bcc, BPFSEAL_TEST_BPFTRACE and BPFSEAL_TEST_BPFTOOL the commands of another bpftrace and bpftool,
+BPFSEAL_TEST_CORE the directory of Debian's libbpf-tools.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 AUDIT = Path("/var/log/bpfseal/audit.jsonl")
@@ -92,8 +93,13 @@ def tools(objects: str) -> list[Tool]:
              r"@entry: packet size", "xdp-loader unload v1 --all"),
         Tool("functions of programs", "uname -r", f"{OWN} -m tests.bridge.others",
              r'"fentry": 1, "replaced": 1, "again": 2', needs="sh"),
+        Tool("static Go binary", "dpkg-query -W -f '${Version}' golang-github-cilium-ebpf-dev", f"{at}/probe",
+             r"go: counted true", needs=f"{objects}/probe"),
         Tool("systemd (user manager)", "systemctl --version | head -1", SYSTEMD, r"head: .*zero2.*not permitted",
              limit=400, needs="systemd-run"),
+        Tool("bcc, smallest program", "dpkg-query -W -f '${Version}' python3-bpfcc",
+             f"/usr/bin/python3 -c {shlex.quote(SMALL)}", r"counted [1-9]", limit=400,
+             needs="opensnoop-bpfcc" if headers else "no headers for bcc"),
         bcc("opensnoop", "-d 4", r"(?m)^\d+ +\S+ +\d+ +0 /"),
         bcc("execsnoop", "& s=$!; sleep 12; kill -INT $s; wait $s", r"(?m)^true +\d+ +\d+ +0"),
         bcc("biolatency", "4 1", r"usecs +: count"),
@@ -111,12 +117,27 @@ def tools(objects: str) -> list[Tool]:
             ("runqlat", "3 1", r"usecs +: count"),
         ):
             stop = "" if arguments else "timeout -s INT 12 "
-            table.insert(-6, Tool(f"libbpf-tools {name}", "dpkg-query -W -f '${Version}' bpfcc-tools",
+            table.insert(-7, Tool(f"libbpf-tools {name}", "dpkg-query -W -f '${Version}' bpfcc-tools",
                                   f"{stop}{at}/{name} {arguments}", works))  # fmt: skip
     if other := os.environ.get("BPFSEAL_TEST_BPFTRACE"):
         table[2:2] = [Tool("bpftrace (another)", f"{other} --version", f"{other} -e {shlex.quote(SCRIPT)}",
                            r"began\n(.*\n)*@opens: [1-9]")]  # fmt: skip
+    if other := os.environ.get("BPFSEAL_TEST_BPFTOOL"):
+        for row in [row for row in table if row.name.startswith("bpftool")]:
+            table.append(replace(row, name=f"another {row.name}", version=row.version.replace("bpftool", other),
+                                 command=row.command.replace("bpftool", other), undo=row.undo.replace("bpftool", other),
+                                 needs=other.split()[0]))  # fmt: skip
     return table
+
+
+# As little as clang can be asked for: no headers of the script's own.
+SMALL = """
+import sys, time
+from bcc import BPF
+b = BPF(text="BPF_HASH(counts, u32, u64); int kprobe__vfs_read(void *ctx) { counts.increment(1); return 0; }")
+time.sleep(2)
+print("counted", sum(v.value for v in b["counts"].values()))
+"""
 
 
 # A device that the unit may not open: systemd has a program of type cgroup_device for that.

@@ -22,7 +22,8 @@ from bpfseal.runtime import vm
 from tests.vm.pool import or_skip
 
 HERE = Path(__file__).parent
-PASSED_ON = ("BCC_KERNEL_SOURCE", "BPFSEAL_TEST_BPFTRACE", "BPFSEAL_TEST_CORE")
+PASSED_ON = ("BCC_KERNEL_SOURCE", "BPFSEAL_TEST_BPFTRACE", "BPFSEAL_TEST_BPFTOOL", "BPFSEAL_TEST_CORE")
+GO_LIBRARY = Path("/usr/share/gocode/src/github.com/cilium/ebpf")
 POLICY = """\
 version = 1
 [[rule]]
@@ -42,10 +43,20 @@ per_minute = 0
 
 
 def objects(folder: Path) -> Path:
-    """The compiled programs of this directory. Raises FileNotFoundError without clang."""
+    """The compiled programs of this directory; that in Go only where Debian's compiler and library for it are. Raises
+    FileNotFoundError without clang."""
     for source in (HERE / "objects").glob("*.bpf.c"):
         command = ["clang", "-g", "-O2", "-target", "bpf", "-c", str(source), "-o", str(folder / f"{source.stem}.o")]
         subprocess.run(command, check=True)
+    if shutil.which("go") and GO_LIBRARY.exists():
+        env = {
+            "CGO_ENABLED": "0",
+            "GO111MODULE": "off",
+            "GOPATH": "/usr/share/gocode",
+            "GOCACHE": str(folder / "cache"),
+        }
+        command = ["go", "build", "-o", str(folder / "probe"), str(HERE / "objects" / "probe.go")]
+        subprocess.run(command, check=True, env=os.environ | env)
     return folder
 
 
