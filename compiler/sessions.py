@@ -36,14 +36,15 @@ class Part(Struct, frozen=True):
 def paired(unit: Unit, parts: Sequence[Part]) -> list[tuple[Part, ...]]:
     """The parts one by one, but those that make a session together: (entry, return). Only where it is clear which
     belongs to which: exactly one of each for the same functions."""
-    if not unit.kernel.kfunc(IS_RETURN):
-        return [(part,) for part in parts]
     entries: dict[object, list[Part]] = {}
     returns: dict[object, list[Part]] = {}
     for part in parts:
         if (key := _place(part.program)) is not None:
             side = returns if part.program.kind in _RETURNS.values() else entries
             side.setdefault(key, []).append(part)
+    # The kernel's types are opened for this question only, by programs that need no other of them.
+    if not entries.keys() & returns.keys() or not unit.kernel.kfunc(IS_RETURN):
+        return [(part,) for part in parts]
     found: list[tuple[Part, ...]] = []
     taken: set[str] = set()
     for part in parts:

@@ -51,6 +51,38 @@ for what in ("loader", "metadata", "signature"):
             refused += 1
     print(what, "abi", sealed.abi, "refused", refused, "taken", ran)
 PYTHON
+echo "=== by session"
+python3 - <<'PYTHON' 2>&1
+import os
+from pathlib import Path
+
+import msgspec
+from bpfseal.runtime.ahead import run, store, trust
+from bpfseal.runtime.load import refusal_of
+from bpfseal.signer.keyring import add_key, keyctl
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+file, bundle = store.read("t.bpfseal")
+sealed, why = run.presealed(file, bundle)
+assert sealed is not None, why
+named = msgspec.structs.replace(sealed, keyring=-3)
+
+
+def tried(what: str) -> None:
+    refused = refusal_of(named)
+    print(f"{what}:", "taken" if refused is None else os.strerror(refused.code))
+
+
+(name,) = trust.rings()
+keyctl(1, b"another\0")
+tried("an empty session")
+certificate = x509.load_pem_x509_certificate(Path("signer.pem").read_bytes()).public_bytes(Encoding.DER)
+add_key("asymmetric", "of its own", certificate, -3)
+tried("a session with the same certificate")
+keyctl(1, name.encode() + b"\0")
+tried("the ring as session")
+PYTHON
 echo "=== disallow"
 bpfseal enforce disallow --cert signer.pem 2>&1
 bpfseal run t.bpfseal 2>&1

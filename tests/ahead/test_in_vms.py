@@ -58,5 +58,11 @@ def test_sealed_files_load_where_signatures_are_required(
     assert re.search(rf"loader abi {abi} refused [1-9]\d* taken 0\n", seen["changed"])
     if abi == 2:  # ABI 1 leaves the metadata to the loader, which refuses when it is run
         assert re.search(r"metadata abi 2 refused [1-9]\d* taken 0\n", seen["changed"])
+    # The session keyring is a name for a ring: what counts is which ring it is, not what is in it.
+    assert seen["by session"].splitlines() == [
+        "an empty session: Required key not available",
+        "a session with the same certificate: Operation not permitted",
+        "the ring as session: taken",
+    ]
     assert "is gone" in seen["disallow"]
     assert "EPERM" in seen["disallow"]

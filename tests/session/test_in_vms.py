@@ -14,11 +14,11 @@ import pytest
 from bpfseal.runtime import vm
 from tests.vm.pool import or_skip
 
-# A hundred traces under emulation take minutes: part of the long campaign.
+# A hundred traces, under emulation, with two kinds of helper on two kernels: part of the long campaign.
 pytestmark = [pytest.mark.vm, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-CALLS, KILLS = 200, 100
+CALLS, KILLS = 200, 25
 
 
 @pytest.mark.parametrize("kernel", ["6.18", "7.3"])
@@ -41,7 +41,7 @@ def kills(machine: vm.Machine, *options: str) -> None:
     found = re.fullmatch(r"(\d+) killed, (\d+) of them before they had a map; left: nothing", done.strip())
     assert found is not None, done
     assert int(found[1]) == KILLS
-    assert 10 <= int(found[2]) <= KILLS - 10
+    assert KILLS // 8 <= int(found[2]) <= KILLS - KILLS // 8
 
 
 def missed(machine: vm.Machine) -> list[dict[str, Any]]:
