@@ -23,6 +23,15 @@ from tests.vm.pool import or_skip
 
 HERE = Path(__file__).parent
 PASSED_ON = ("BCC_KERNEL_SOURCE", "BPFSEAL_TEST_BPFTRACE", "BPFSEAL_TEST_BPFTOOL", "BPFSEAL_TEST_CORE")
+# A machine for each: words of what the battery calls its tools. Of bcc's, each of which keeps a compiler busy for
+# minutes there, two.
+PARTS = {
+    "tracers": ("bpftrace", "functions of programs", "static Go", "systemd"),
+    "objects": ("bpftool", "ip link", "tc filter"),
+    "xdp-tools": ("xdp-", "xdpdump"),
+    "libbpf-tools": ("libbpf-tools",),
+    "bcc": ("bcc, smallest", "bcc opensnoop"),
+}
 GO_LIBRARY = Path("/usr/share/gocode/src/github.com/cilium/ebpf")
 POLICY = """\
 version = 1
@@ -75,14 +84,17 @@ def rows(kernel: str, folder: Path, *tools: str) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.vm
 @pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("kernel", ["6.18", "7.3"])
-def test_refused_alone_and_working_under_exec(kernel: str, tmp_path: Path) -> None:
+def test_refused_alone_and_working_under_exec(kernel: str, part: str, tmp_path: Path) -> None:
     if shutil.which("clang") is None:
         pytest.skip("no clang here")
     folder = objects(tmp_path)
-    found = [row for row in or_skip(kernel, lambda: list(rows(kernel, folder))) if "skipped" not in row]
-    assert len(found) > 5
-    for row in found:
+    found = list(or_skip(kernel, lambda: list(rows(kernel, folder, *PARTS[part]))))
+    tried = [row for row in found if "skipped" not in row]
+    if not tried:
+        pytest.skip("; ".join(sorted({row["skipped"] for row in found})))
+    for row in tried:
         assert not row["alone"], row
         assert row["exec"], row
         assert row["loaded"] > 0, row
