@@ -46,10 +46,11 @@ from bpfseal.signer.bundle import Attach
 
 
 class AttachError(BpfsealError):
-    """A probe could not be attached. `code` is the errno, 0 for none; `probe` its canonical name."""
+    """A probe could not be attached. `code` is the errno, 0 for none; `probe` its canonical name; `whole`: the reason is
+    a sentence that stands for itself."""
 
-    def __init__(self, probe: str, reason: str, code: int = 0, *, hint: str | None = None) -> None:
-        super().__init__(f"Unable to attach probe: {probe}: {reason}", hint=hint)
+    def __init__(self, probe: str, reason: str, code: int = 0, *, hint: str | None = None, whole: bool = False) -> None:
+        super().__init__(reason if whole else f"Unable to attach probe: {probe}: {reason}", hint=hint)
         self.probe = probe
         self.code = code
 
@@ -161,6 +162,10 @@ def explain(spec: Attach, error: OSError) -> AttachError:
     code = error.errno or 0
     reason: str = error.strerror or str(error)
     hint = None
+    if (spec.kind, code) == ("kprobe", errno.EILSEQ):
+        # scripts look for this line as a whole
+        reason = "Possible attachment attempt in the middle of an instruction, try a different offset."
+        return AttachError(spec.probe, reason, code, hint=f"{spec.probe} was not attached", whole=True)
     if code in (errno.EPERM, errno.EACCES) and os.geteuid() != 0:
         hint = "tracing needs root, or CAP_BPF and CAP_PERFMON"
     elif (spec.kind, code) in _MEANING:
@@ -172,7 +177,6 @@ def explain(spec: Attach, error: OSError) -> AttachError:
 
 _MEANING: Final[dict[tuple[str, int], tuple[str, str | None]]] = {
     ("kprobe", errno.ENOENT): ("no such kernel function", "-l 'kprobe:*NAME*' lists what there is"),
-    ("kprobe", errno.EILSEQ): ("the offset is in the middle of an instruction", None),
     ("kprobe", errno.EINVAL): ("the kernel does not allow a probe there", "it may be inlined or marked notrace"),
     ("kprobe", errno.EADDRNOTAVAIL): ("the kernel has several functions of that name", "name the module"),
     ("kprobe_multi", errno.ESRCH): ("one of the functions cannot be traced", None),
