@@ -46,8 +46,8 @@ from bpfseal.signer.bundle import Attach
 
 
 class AttachError(BpfsealError):
-    """A probe could not be attached. `code` is the errno, 0 for none; `probe` its canonical name; `whole`: the reason is
-    a sentence that stands for itself."""
+    """A probe could not be attached. `code` is the errno, 0 for none; `probe` its canonical name; `whole`: the reason
+    is a sentence that stands for itself."""
 
     def __init__(self, probe: str, reason: str, code: int = 0, *, hint: str | None = None, whole: bool = False) -> None:
         super().__init__(reason if whole else f"Unable to attach probe: {probe}: {reason}", hint=hint)
