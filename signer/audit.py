@@ -7,7 +7,8 @@ anchors outside the file: the head that `status` reports and the lines the helpe
 file, if it has one) at every checkpoint. `signer.audit_read` verifies.
 
 Several private helpers may share one log. Everything between reading the tail and the end of the sync happens under a
-lock on the file, so that the chain is one.
+lock on the file, so that the chain is one. The system's helper, which has its log to itself, does not wait for the end:
+it goes on, and what its records vouch for leaves when they are on disk.
 """
 
 from __future__ import annotations
@@ -26,18 +27,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from bpfseal.errors import BpfsealError
+from bpfseal.signer.audit_tail import GENESIS, AuditError, last_record
+from bpfseal.signer.sync import Syncs
 
-GENESIS = "0" * 64
 SEGMENT_BYTES = 64 << 20
 CHECKPOINT_RECORDS = 512
-LINE_LIMIT = 32 << 20
 _F_OFD_SETLK = 37  # include/uapi/asm-generic/fcntl.h
 _IN_USE = 1  # the byte every user of a log holds a shared lock on; whoever rotates needs it alone
-
-
-class AuditError(BpfsealError):
-    """The log cannot be written, so nothing can be signed."""
 
 
 class Checkpointer(Struct, frozen=True):
@@ -52,43 +48,6 @@ def checkpoint_text(seq: int, prev: str, log: str) -> bytes:
     return json.dumps({"bpfseal": "audit checkpoint", "log": log, "prev": prev, "seq": seq}, sort_keys=True).encode()
 
 
-def last_record(fd: int, path: str) -> tuple[int, str, bytes, bool]:
-    """(sequence, hash, bytes of an unfinished record after it, whether the file ends inside a line) of an open log.
-
-    Sequence 0 and GENESIS for an empty file or fd -1. Raises AuditError when the end is not a log's.
-    """
-    size = os.fstat(fd).st_size if fd >= 0 else 0
-    window = 65536
-    while size:
-        start = max(0, size - window)
-        lines = os.pread(fd, size - start, start).split(b"\n")
-        closed = not lines[-1]
-        if closed:
-            lines.pop()
-        for index in range(len(lines) - 1, -1 if start == 0 else 0, -1):
-            seq = _sequence_of(lines[index])
-            if seq:
-                return seq, hashlib.sha256(lines[index]).hexdigest(), b"\n".join(lines[index + 1 :]), not closed
-            if len(lines) - index > 3:
-                break
-        if start == 0 or window > LINE_LIMIT:
-            if start == 0 and len(lines) == 1 and lines[0].startswith(b'{"seq":'[: len(lines[0])]):
-                return 0, GENESIS, lines[0], not closed
-            raise AuditError(
-                f"the end of audit log {path} is unreadable",
-                hint="`bpfseal signer audit verify` says where; move the file away to start a new log",
-            )
-        window *= 4
-    return 0, GENESIS, b"", False
-
-
-def _sequence_of(line: bytes) -> int:
-    try:
-        return int(json.loads(line)["seq"])
-    except (ValueError, KeyError, TypeError):
-        return 0
-
-
 def _lock_byte(fd: int, kind: int) -> bool:
     """Take or change the lock on the in-use byte; whether it was granted. Belongs to the open file, not the process."""
     request = struct.pack("hhqqi4x", kind, os.SEEK_SET, (1 << 62) + _IN_USE, 1, 0)
@@ -101,10 +60,22 @@ def _lock_byte(fd: int, kind: int) -> bool:
     return True
 
 
-class AuditLog:
-    """An open log. Use: `with log: seq = log.next; …; log.add(event, {...})`; leaving the block makes it durable."""
+def _sync(fd: int) -> int:
+    """0 or an errno."""
+    try:
+        os.fdatasync(fd)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
-    def __init__(self, path: str, *, segment_bytes: int = SEGMENT_BYTES, anchor: str = "") -> None:
+
+class AuditLog:
+    """An open log. Use: `with log: seq = log.next; …; log.add(event, {...})`; leaving the block makes it durable, or,
+    after `log.then(done)`, begins to. Without `syncs` there is no difference."""
+
+    def __init__(
+        self, path: str, *, segment_bytes: int = SEGMENT_BYTES, anchor: str = "", syncs: Syncs | None = None
+    ) -> None:
         """Open or create `path`, its directory included. Raises AuditError."""
         self.path = os.path.abspath(path)
         self.broken = ""
@@ -116,6 +87,9 @@ class AuditLog:
         self._open_line = False
         self._pending: list[bytes] = []
         self._since_checkpoint = 0
+        self.syncs = syncs
+        self._then: Callable[[AuditError | None], None] | None = None
+        self._holds = 0
         self._boot_id = open("/proc/sys/kernel/random/boot_id").read().strip()  # noqa: SIM115
         folder = os.path.dirname(self.path)
         try:
@@ -163,10 +137,15 @@ class AuditLog:
     # Locking and the tail ------------------------------------------------------------------------------------------
 
     def _lock(self) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        """Every turn holds the lock from its beginning until its records are on disk; turns may overlap."""
+        if not self._holds:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        self._holds += 1
 
     def _unlock(self) -> None:
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self._holds -= 1
+        if not self._holds:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _read_tail(self) -> None:
         """Continue after the last complete record. Half a record (crash, full disk) is closed off and accounted for:
@@ -212,6 +191,8 @@ class AuditLog:
             self._size += written
 
     def __enter__(self) -> AuditLog:
+        if self.syncs is not None and self._size > self._segment_bytes:
+            self.syncs.collect(wait=True)  # a new file begins when the old one is whole
         if self.broken:
             raise AuditError(self.broken)
         self._lock()
@@ -247,18 +228,32 @@ class AuditLog:
         self.next = seq + 1
         return seq
 
+    def then(self, done: Callable[[AuditError | None], None]) -> None:
+        """Do not wait at the end of this turn: `done` is called once its records are on disk, or cannot be brought
+        there. Until then nothing that they vouch for may leave."""
+        self._then = done
+
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Append and sync what was queued. Raises AuditError: then none of the turn's replies may leave."""
+        """Append what was queued and sync it, or begin to. Raises AuditError: then none of the turn's replies may
+        leave, and `done` of `then` is not called."""
         pending, self._pending = self._pending, []
+        then, self._then = self._then, None
+        begun = False
         try:
             if kind is None and pending:
                 self._append(b"\n" * self._open_line + b"\n".join(pending) + b"\n")
                 self._open_line = False
                 self._since_checkpoint += len(pending)
+                begun = then is not None and self._begin_sync(then)
+                if not begun:
+                    self._synced(_sync(self._fd))
             elif pending:
                 self._size = -1
         finally:
-            self._unlock()
+            if not begun:
+                self._unlock()
+        if kind is None and then is not None and not begun:
+            then(None)
 
     def _append(self, data: bytes) -> None:
         before = self._size
@@ -276,35 +271,80 @@ class AuditLog:
                 f"audit log {self.path}: {error.strerror}; nothing is signed without a record",
                 hint="make room on its file system" if full else None,
             ) from None
+
+    def _begin_sync(self, then: Callable[[AuditError | None], None]) -> bool:
+        """Whether the kernel syncs in the background, with the lock held until it is done."""
+
+        def done(code: int) -> None:
+            self._unlock()
+            try:
+                self._synced(code)
+            except AuditError as error:
+                then(error)
+            else:
+                then(None)
+
+        if self.syncs is None:
+            return False
         try:
-            os.fdatasync(self._fd)
-        except OSError as error:
+            self.syncs.start(self._fd, done)
+        except OSError:
+            return False  # too many at a time, or not for files of this kind
+        return True
+
+    def _synced(self, code: int) -> None:
+        if code and not self.broken:
             # After a failed sync the kernel may have dropped the dirty pages: the file's state is unknown for good.
-            self.broken = f"audit log {self.path} could not be synced ({error.strerror}); restart the helper"
-            raise AuditError(self.broken) from None
+            self.broken = f"audit log {self.path} could not be synced ({os.strerror(code)}); restart the helper"
+        if self.broken:
+            raise AuditError(self.broken)
 
     # Checkpoints, anchors, rotation --------------------------------------------------------------------------------
 
     def checkpoint_due(self) -> bool:
         return self._since_checkpoint >= CHECKPOINT_RECORDS
 
-    def checkpoint(self, root: Checkpointer) -> tuple[int, str]:
-        """Append a signed checkpoint and tell the anchor file. Returns the new head (sequence, hash)."""
-        with self:
-            text = checkpoint_text(self.next, self.head, self.path)
-            self.add(
-                "checkpoint",
-                {
-                    "log": self.path,
-                    "root": hashlib.sha256(root.certificate).hexdigest(),
-                    "signature": base64.b64encode(root.sign(text)).decode(),
-                },
-            )
+    def checkpoint(self, root: Checkpointer, done: Callable[[AuditError | None, int, str], None]) -> None:
+        """Append a signed checkpoint and tell the anchor file; then `done` gets the head (sequence, hash), or what
+        went wrong."""
+        try:
+            with self:
+                text = checkpoint_text(self.next, self.head, self.path)
+                self.add(
+                    "checkpoint",
+                    {
+                        "log": self.path,
+                        "root": hashlib.sha256(root.certificate).hexdigest(),
+                        "signature": base64.b64encode(root.sign(text)).decode(),
+                    },
+                )
+                seq, head = self.next - 1, self.head
+                self.then(lambda error: self._anchored(error, seq, head, done))
+        except AuditError as error:
+            done(error, 0, "")
+            return
         self._since_checkpoint = 0
-        if self._anchor >= 0:
-            os.write(self._anchor, f"{self.next - 1} {self.head}\n".encode())
-            os.fdatasync(self._anchor)
-        return self.next - 1, self.head
+
+    def _anchored(
+        self, error: AuditError | None, seq: int, head: str, done: Callable[[AuditError | None, int, str], None]
+    ) -> None:
+        if self._anchor >= 0 and error is None:
+            try:
+                os.write(self._anchor, f"{seq} {head}\n".encode())
+                self._sync_anchor()
+            except OSError as trouble:
+                error = AuditError(f"anchor file of audit log {self.path}: {trouble.strerror}")
+        done(error, seq, head)
+
+    def _sync_anchor(self) -> None:
+        """Nobody waits for it: an anchor that is late is as good as one that was not due yet."""
+        if self.syncs is not None:
+            try:
+                self.syncs.start(self._anchor, lambda code: None)
+                return
+            except OSError:
+                pass
+        os.fdatasync(self._anchor)
 
     @property
     def records_since_checkpoint(self) -> int:
@@ -325,12 +365,14 @@ class AuditLog:
         os.fsync(self._folder)
         os.close(self._fd)
         self._fd, self._size = fresh, -1
-        self._lock()
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
         self._read_tail()
         if self._size == 0:
             self.add("continued", {"from": segment})
 
     def close(self) -> None:
+        if self.syncs is not None:
+            self.syncs.close()
         for fd in (self._fd, self._folder, self._anchor):
             if fd >= 0:
                 os.close(fd)

@@ -18,7 +18,8 @@ from typing import Any
 from msgspec import Struct, field
 
 from bpfseal.errors import BpfsealError
-from bpfseal.signer.audit import GENESIS, checkpoint_text
+from bpfseal.signer.audit import checkpoint_text
+from bpfseal.signer.audit_tail import GENESIS
 
 _REQUIRED: dict[str, tuple[type, ...]] = {
     "seq": (int,),

@@ -94,6 +94,9 @@ class Server:
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self._synced = service.synced
+        if self._synced >= 0:
+            self._selector.register(self._synced, selectors.EVENT_READ, None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
 
@@ -109,7 +112,7 @@ class Server:
     def run(self) -> None:
         """Serve until told to stop, or until the one connection is gone."""
         while self._running:
-            self.turn(0 if self._queue else 0.5)
+            self.turn(0 if self._queue and self._service.room else 0.5)
             if self._listener is None and not self._connections:
                 break
 
@@ -123,13 +126,17 @@ class Server:
                 if connection in self._connections:
                     if mask & selectors.EVENT_WRITE:
                         self._flush(connection)
-                    elif mask & selectors.EVENT_READ and not connection.waiting:
+                    elif connection.waiting:
+                        self._watch(connection, 0)  # what it sends before it has its reply can wait
+                    elif mask & selectors.EVENT_READ:
                         self._read(connection)
+            elif key.fileobj == self._synced:
+                self._service.collect()
             elif key.fileobj == self._wake_read:
                 os.read(self._wake_read, 512)
             else:
                 self._running = False
-        if self._queue:
+        if self._queue and self._service.room:
             self._answer()
         now = time.monotonic()
         if now - self._swept >= 0.5:
@@ -277,12 +284,19 @@ class Server:
             self._queue.sort(key=lambda item: self._service.users[item[2].uid].cpu_ns)
         batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
         batch = [item for item in batch if item[0] in self._connections]
-        replies = self._service.handle([(who, request) for _, request, who in batch])
-        self._queue[:0] = batch[len(replies) :]
-        for (connection, _, _), reply in zip(batch, replies, strict=False):
-            connection.waiting = False
-            connection.need = -1
-            self._send(connection, reply)
+
+        def deliver(index: int, reply: Reply) -> None:
+            connection = batch[index][0]
+            if connection in self._connections:
+                connection.waiting = False
+                connection.need = -1
+                self._send(connection, reply)
+
+        # Where nobody else is waiting, there is nothing to do while the disk works.
+        taken = self._service.handle(
+            [(who, request) for _, request, who in batch], deliver, wait=len(self._connections) == 1
+        )
+        self._queue[:0] = batch[taken:]
 
     def _reject(self, connection: Connection, message: str) -> None:
         """Say why, then close."""

@@ -1,7 +1,7 @@
 """What the helper does with requests, free of sockets: verbs, rights, rates, and the audit log around every decision.
 
 Requests come in batches, those of one turn of the event loop. All of a batch's records are on disk, with one sync,
-before any of its replies exist for the outside.
+before any of its replies exist for the outside. Meanwhile the next turns may go on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import protocol, seal
 from bpfseal.signer.analyse import Kernel
-from bpfseal.signer.audit import AuditError, AuditLog, Checkpointer
+from bpfseal.signer.audit import AuditLog, Checkpointer
+from bpfseal.signer.audit_tail import AuditError
 from bpfseal.signer.check import Symbols
 from bpfseal.signer.identity import Identity
 from bpfseal.signer.keys import Keys
@@ -31,7 +32,9 @@ CHECKPOINT_SECONDS = 60
 # Requests of one turn share one sync of the log, which takes as long as one to five of them. But nobody waits long for
 # others, and one that takes seconds is a turn by itself.
 TURN_NS = 12_000_000
-_NOT_HANDLED = protocol.Failed(message="not handled")
+TURNS = 4  # whose records are on their way to the disk
+
+Deliver = Callable[[int, protocol.Reply], None]
 
 
 class PolicySource(Protocol):
@@ -96,18 +99,20 @@ class Service:
 
     # Batches -----------------------------------------------------------------------------------------------------
 
-    def handle(self, batch: Sequence[tuple[Identity, protocol.Request]]) -> list[protocol.Reply]:
-        """The replies to `batch` in its order, or to as many from its front as a turn has time for: one at least, as
-        long as there is one. Never raises for what a client sent."""
+    def handle(self, batch: Sequence[tuple[Identity, protocol.Request]], deliver: Deliver, *, wait: bool = True) -> int:
+        """Answer `batch`, or as many from its front as a turn has time for, one at least; how many.
+
+        `deliver` gets the index and the reply of each: before this returns or, unless `wait` and where the log can sync
+        in the background, from `collect` when the turn's records are on disk. Never raises for what a client sent."""
         self._keys_tick()
-        replies: list[protocol.Reply] = []
         audited: list[tuple[int, Identity, Callable[[int], Outcome]]] = []
         begin = time.perf_counter_ns()
         end = begin + TURN_NS
+        taken = 0
         for index, (who, request) in enumerate(batch):
             if begin > end:
                 break
-            replies.append(_NOT_HANDLED)
+            taken = index + 1
             try:
                 if isinstance(request, protocol.Seal):
                     audited.append((index, who, self._prepare_seal(who, request)))
@@ -118,21 +123,47 @@ class Service:
                     self._demand_admin(who)
                     audited.append((index, who, partial(_kept, request)))
                 else:
-                    replies[index] = self._answer(who, request)
+                    deliver(index, self._answer(who, request))
             except Exception as error:
-                replies[index] = self._failed(error)
+                deliver(index, self._failed(error))
             # Elapsed time of the only thread; its CPU clock would be a system call, and a place to lose the CPU.
             self.users[who.uid].cpu_ns += (now := time.perf_counter_ns()) - begin
             begin = now
         if audited:
-            self._with_records(audited, replies)
-        return replies
+            self._with_records(audited, deliver, wait)
+        return taken
+
+    @property
+    def room(self) -> bool:
+        """Whether another turn may begin: not while too many wait for the disk."""
+        return self._audit.syncs is None or len(self._audit.syncs) < TURNS
+
+    @property
+    def synced(self) -> int:
+        """What is readable when `collect` has something to do; -1 when it never has."""
+        return -1 if self._audit.syncs is None else self._audit.syncs.fileno()
+
+    def collect(self) -> None:
+        """Deliver what has reached the disk."""
+        if self._audit.syncs is not None:
+            self._audit.syncs.collect()
 
     def _with_records(
-        self, work: list[tuple[int, Identity, Callable[[int], Outcome]]], replies: list[protocol.Reply]
+        self, work: list[tuple[int, Identity, Callable[[int], Outcome]]], deliver: Deliver, wait: bool
     ) -> None:
         outcomes: list[tuple[int, Identity, Outcome]] = []
         logged = self._begun, self._policy_in_log
+
+        def recorded(error: AuditError | None) -> None:
+            if error is None:
+                self._deliver(outcomes, deliver)
+                return
+            self._begun, self._policy_in_log = logged
+            failed = protocol.Failed(message=error.message, hint=error.hint or "")
+            for index, _, _ in work:
+                deliver(index, failed)
+            self._say(error.message)
+
         try:
             with self._audit as log:
                 self._begin(log)
@@ -142,15 +173,17 @@ class Service:
                     if outcome.allowed or self.users.may_log_refusal(who.uid):
                         log.add(outcome.event, _who(who) | outcome.record)
                     outcomes.append((index, who, outcome))
+                if not wait:
+                    log.then(recorded)
         except AuditError as error:
-            self._begun, self._policy_in_log = logged
-            failed = protocol.Failed(message=error.message, hint=error.hint or "")
-            for index, _, _ in work:
-                replies[index] = failed
-            self._say(error.message)
+            recorded(error)
             return
+        if wait:
+            recorded(None)
+
+    def _deliver(self, outcomes: list[tuple[int, Identity, Outcome]], deliver: Deliver) -> None:
         for index, who, outcome in outcomes:
-            replies[index] = outcome.reply
+            deliver(index, outcome.reply)
             user = self.users[who.uid]
             if outcome.event == "seal":
                 user.sealed += 1
@@ -344,12 +377,13 @@ class Service:
 
     def checkpoint(self) -> None:
         self._checkpointed = time.monotonic()
-        try:
-            seq, head = self._audit.checkpoint(self._root)
-        except AuditError as error:
+        self._audit.checkpoint(self._root, self._told)
+
+    def _told(self, error: AuditError | None, seq: int, head: str) -> None:
+        if error is not None:
             self._say(error.message)
-            return
-        self._journal(f"audit checkpoint: record {seq}, hash {head}")
+        else:
+            self._journal(f"audit checkpoint: record {seq}, hash {head}")
 
     def close(self) -> None:
         """Last records, keys out of the kernel."""

@@ -26,6 +26,7 @@ from bpfseal.signer.policy import Policy, PolicyFile
 from bpfseal.signer.seal import Sealer
 from bpfseal.signer.server import Server
 from bpfseal.signer.service import Facts, FixedPolicy, PolicySource, Service
+from bpfseal.signer.sync import background_syncs
 from bpfseal.signer.syscall import syscall
 from bpfseal.signer.system import Settings, Supervisor, account, listen
 
@@ -155,7 +156,7 @@ def system(settings: Settings) -> None:
     uid, gid = account(settings.user)
     policy = PolicyFile(settings.policy)
     policy.current()
-    audit = AuditLog(settings.audit, anchor=settings.anchor)
+    audit = AuditLog(settings.audit, anchor=settings.anchor, syncs=background_syncs())
     listener = listen(settings.socket)
     try:
         keys, abi, root = make_keys(settings.root, settings.life)

@@ -28,6 +28,9 @@ _X86_64 = {
     "fsconfig": 431,
     "fsmount": 432,
     "close_range": 436,
+    "io_setup": 206,
+    "io_submit": 209,
+    "io_getevents": 208,
 }
 _ARM64 = {
     "bpf": 280,
@@ -48,6 +51,9 @@ _ARM64 = {
     "fsconfig": 431,
     "fsmount": 432,
     "close_range": 436,
+    "io_setup": 0,
+    "io_submit": 2,
+    "io_getevents": 4,
 }
 NUMBERS = _ARM64 if os.uname().machine == "aarch64" else _X86_64
 

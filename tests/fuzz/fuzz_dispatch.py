@@ -310,7 +310,9 @@ class Campaign:
         self.server.turn(0)
         if self.real:
             self.server.turn(0)
-        while self.server._queue or any(line.unread() for line in lines):
+        syncs = self.service._audit.syncs
+        while self.server._queue or syncs or any(line.unread() for line in lines):
+            self.service.collect()  # a selector over memory does not see that the disk is done
             self.server.turn(0)
 
     def _reply(self, line: Line, data: bytes) -> bool:

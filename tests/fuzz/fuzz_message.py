@@ -45,7 +45,9 @@ class Helper:
         if self.count % ROUND == 0:
             self.renew()
         self.count += 1
-        (reply,) = self.service.handle([(WHO, request)])
+        replies: list[protocol.Reply] = []
+        self.service.handle([(WHO, request)], lambda _, reply: replies.append(reply))
+        (reply,) = replies
         self.sealed += isinstance(reply, protocol.SealReply)
         return reply
 

@@ -12,6 +12,7 @@ from bpfseal.signer.keys import Keys, SoftKey
 from bpfseal.signer.policy import Policy
 from bpfseal.signer.seal import Sealer
 from bpfseal.signer.service import Facts, FixedPolicy, Service
+from bpfseal.signer.sync import background_syncs
 
 POLICY = f"""
 version = 1
@@ -32,6 +33,6 @@ def make_service(log: Path, say: Callable[[str], None] = lambda line: None) -> S
     abi = Abi(2, None, "", can_verify=True)  # so that signing happens, whatever this kernel does
     facts = Facts("system", os.getpid(), "ephemeral", "fuzz")
     policy = FixedPolicy(Policy.parse(POLICY.encode()))
-    audit = AuditLog(str(log), segment_bytes=4 << 20)
+    audit = AuditLog(str(log), segment_bytes=4 << 20, syncs=background_syncs())
     admins = frozenset((os.getuid(),))
     return Service(facts, keys, Sealer(keys, abi, bind_tgid=True), policy, audit, admins=admins, say=say)

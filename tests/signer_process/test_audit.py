@@ -242,12 +242,21 @@ def test_full_disk(tmp_path: Path) -> None:
 # Checkpoints and anchors --------------------------------------------------------------------------------------------
 
 
+def checkpoint(log: AuditLog, root: Checkpointer) -> tuple[int, str]:
+    """The head after a checkpoint that is on disk."""
+    heads: list[tuple[AuditError | None, int, str]] = []
+    log.checkpoint(root, lambda *told: heads.append(told))
+    ((error, seq, head),) = heads
+    assert error is None
+    return seq, head
+
+
 def test_checkpoints_are_signed_by_the_root(path: Path, tmp_path: Path) -> None:
     root = checkpointer()
     log = AuditLog(str(path))
     start(log, root)
     fill(log, 3)
-    seq, _ = log.checkpoint(root)
+    seq, _ = checkpoint(log, root)
     fill(log, 2)
     report = audit_read.verify(str(path))
     assert report.good
@@ -266,8 +275,8 @@ def test_a_forged_checkpoint(path: Path) -> None:
     root, other = checkpointer(), checkpointer()
     log = AuditLog(str(path))
     start(log, root)
-    log.checkpoint(Checkpointer(root.certificate, other.sign))
-    log.checkpoint(other)
+    checkpoint(log, Checkpointer(root.certificate, other.sign))
+    checkpoint(log, other)
     assert kinds(audit_read.verify(str(path))) == {"checkpoint"}
     assert len(audit_read.verify(str(path)).findings) == 2
 
@@ -277,9 +286,9 @@ def test_anchor_file(path: Path, tmp_path: Path) -> None:
     log = AuditLog(str(path), anchor=str(anchor))
     start(log, root)
     fill(log, 2)
-    log.checkpoint(root)
+    checkpoint(log, root)
     fill(log, 3)
-    log.checkpoint(root)
+    checkpoint(log, root)
     log.close()
     anchors = audit_read.read_anchor_file(str(anchor))
     assert sorted(anchors) == [4, 8]
