@@ -60,8 +60,16 @@ class KernelFunctions:
         if module is not None:
             return function in self.traceable.get(module, ())
         if self.listed_by_ftrace:
-            return function in self.names
+            return function in self.names or self._is_other_name(function)
         return re.search(rb" [tTwW] " + re.escape(function.encode()) + rb"(?:\t|$)", self._kallsyms, re.M) is not None
+
+    def _is_other_name(self, function: str) -> bool:
+        """Whether `function` is another name for one that is listed: ftrace gives one name for each place, and system
+        calls without arguments have three (`__SYS_STUB0` in arch/x86/include/asm/syscall_wrapper.h)."""
+        if not (address := self.address(function)):
+            return False
+        there = re.findall(rb"^0*%x [tTwW] (\S+)$" % address, self._kallsyms, re.M)
+        return any(name.decode() in self.names for name in there)
 
     @cached_property
     def traceable(self) -> dict[str, set[str]]:

@@ -509,3 +509,25 @@ class TestFunctionLists:
     def test_nothing_to_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.functions(monkeypatch, None, "") == {"": set()}
         assert self.functions(monkeypatch, "", "") == {"": set()}
+
+    def test_other_names_of_what_is_listed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """ftrace has one name for each place, the symbol table all."""
+        from bpfseal.runtime.probes import functions
+        from bpfseal.runtime.probes.world import World
+
+        symbols = (
+            "ffffffff81000050 T __x64_sys_getpid\nffffffff81000050 t __do_sys_getpid\nffffffff81000060 t quiet\n"
+            "ffffffff81000070 t rcu_one\nffffffff81000070 t other_one\n"
+        )
+        found = functions.KernelFunctions(World())
+        monkeypatch.setitem(found.__dict__, "_listed", "__do_sys_getpid\nvfs_read\nrcu_one\n")
+        monkeypatch.setitem(found.__dict__, "_kallsyms", symbols.encode())
+        monkeypatch.setitem(found.__dict__, "_forbidden", [])
+        assert found.has("__x64_sys_getpid", None)
+        assert found.has("__do_sys_getpid", None)
+        assert not found.has("quiet", None)
+        assert not found.has("other_one", None)  # its other name must not be traced
+        assert not found.has("missing", None)
+        hidden = symbols.replace("ffffffff810000", "0000000000").replace("50 T", "00 T").replace("50 t", "00 t")
+        monkeypatch.setitem(found.__dict__, "_kallsyms", hidden.encode())
+        assert not found.has("__x64_sys_getpid", None)
