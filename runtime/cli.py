@@ -95,7 +95,7 @@ def _dispatch(arguments: list[str]) -> int:
         from importlib import import_module
 
         if arguments[0] != "exec":  # which does without most of it
-            _import_lightly()
+            import_lightly()
         status: int = import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
         return status
     if len(arguments) == 2 and arguments[0] == "-l" and not arguments[1].startswith("-"):
@@ -106,7 +106,7 @@ def _dispatch(arguments: list[str]) -> int:
             from bpfseal.runtime.list_command import of_pattern
 
             return of_pattern(arguments[1])
-    _import_lightly()
+    import_lightly()
     from bpfseal.runtime import options as option_parser
 
     options = option_parser.parse(arguments)
@@ -139,7 +139,7 @@ def _dispatch(arguments: list[str]) -> int:
     return trace(options)
 
 
-def _import_lightly() -> None:
+def import_lightly() -> None:
     """Modules that a trace needs, without what they bring along and do not need: uuid, which msgspec imports, asks
     platform for the name of the system, which is a dozen regular expressions and 8 ms; getopt takes its words from
     gettext if it is there."""

@@ -87,6 +87,9 @@ class Supervisor:
     def _prepare(self, command: Command) -> None:
         """The next step towards carrying programs over: the helper's start, then everything else."""
         if self._sealer is None:
+            from bpfseal.runtime.cli import import_lightly
+
+            import_lightly()
             from bpfseal.runtime.sealing import Sealer, Signing
 
             signing = Signing(mode=self._signing, policy=self._policy, unsafe=self._unsafe)

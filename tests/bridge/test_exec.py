@@ -187,13 +187,14 @@ def test_what_was_analysed_is_what_is_loaded(bridge: Bridge, compiled: Compiled,
     """A thread swaps an allowed instruction for one that policy refuses, and back, while the other loads: no program
     with the refused one ever comes back."""
     tool = [compiled("tool"), "race", suffix, "400"]
-    done = bridge.run(tool, "--policy", policy(tmp_path))
+    done = bridge.run(tool, "--policy", policy(tmp_path), timeout=900)
     seen = json.loads(done.stdout)
     assert seen["broken"] == 0
     assert seen["loaded"] > 20
     assert seen["refused"] > 20
     # and the attack is one: where policy allows both, both come back
-    control = json.loads(bridge.run(tool, "--policy", policy(tmp_path, '["basic", "map", "time"]')).stdout)
+    allowing = policy(tmp_path, '["basic", "map", "time"]')
+    control = json.loads(bridge.run(tool, "--policy", allowing, timeout=900).stdout)
     assert control["broken"] > 20
 
 
@@ -232,7 +233,11 @@ def finish(process: subprocess.Popen[str]) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_go_to_the_command(bridge: Bridge, compiled: Compiled, suffix: str, number: int) -> None:
-    process, _tool = started(bridge, compiled, suffix)
+    before = signal.signal(number, signal.SIG_DFL)  # shells start what runs behind them with SIGINT ignored
+    try:
+        process, _tool = started(bridge, compiled, suffix)
+    finally:
+        signal.signal(number, before)
     process.send_signal(number)
     assert finish(process) == 128 + number
 
