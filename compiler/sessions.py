@@ -13,6 +13,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bpfseal.compiler.analysis import nodes
 from bpfseal.compiler.gen import Gen
 from bpfseal.compiler.ir import Value, const
 from bpfseal.compiler.plan import KPROBE_MULTI, UPROBE_MULTI, Program
@@ -39,7 +40,7 @@ def paired(unit: Unit, parts: Sequence[Part]) -> list[tuple[Part, ...]]:
     entries: dict[object, list[Part]] = {}
     returns: dict[object, list[Part]] = {}
     for part in parts:
-        if (key := _place(part.program)) is not None:
+        if (key := _place(part)) is not None:
             side = returns if part.program.kind in _RETURNS.values() else entries
             side.setdefault(key, []).append(part)
     # The kernel's types are opened for this question only, by programs that need no other of them.
@@ -51,7 +52,7 @@ def paired(unit: Unit, parts: Sequence[Part]) -> list[tuple[Part, ...]]:
         program = part.program
         if program.name in taken:
             continue
-        key = _place(program)
+        key = _place(part)
         here, there = entries.get(key, []), returns.get(key, [])
         if key is None or len(here) != 1 or len(there) != 1:
             found.append((part,))
@@ -62,17 +63,30 @@ def paired(unit: Unit, parts: Sequence[Part]) -> list[tuple[Part, ...]]:
     return found
 
 
-def _place(program: Program) -> tuple[object, ...] | None:
+def _place(part: Part) -> tuple[object, ...] | None:
     """What two programs of a session have in common; None for those that cannot be in one."""
-    if program.expected not in _SESSIONS or len(program.attach) != 1:
+    program = part.program
+    if len(program.attach) != 1 or not (program.expected in _SESSIONS or _alone(part)):
         return None
     attach = program.attach[0]
     params = tuple(sorted((name, value) for name, value in attach.params.items() if name != "retprobe"))
     return attach.kind, attach.target, attach.symbols, attach.offsets, attach.cookies, params
 
 
+def _alone(part: Part) -> bool:
+    """Whether a probe on one kernel function can do with what a link of many has: a session's programs see the
+    registers of arguments and results, and not the others (kernel/trace/bpf_trace.c, ftrace_partial_regs)."""
+    points = part.program.points
+    if len(points) != 1 or points[0].kind not in ("kprobe", "kretprobe") or ("multi", 1) not in points[0].params:
+        return False
+    return not any(isinstance(node, typed.Call) and node.name == "reg" for node in nodes(part.bodies))
+
+
 def _in_session(program: Program) -> Program:
     (attach,) = program.attach
+    if attach.kind == "kprobe":
+        attach = replace(attach, kind="kprobe_multi", target="", symbols=(attach.target,), cookies=(0,))
+        program = replace(program, expected=KPROBE_MULTI)
     return replace(
         program,
         expected=_SESSIONS[program.expected],

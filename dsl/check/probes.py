@@ -17,6 +17,8 @@ from bpfseal.dsl.types import BOOL
 from bpfseal.errors import BpfsealError
 
 KERNEL_KINDS = frozenset({"kprobe", "kretprobe", "fentry", "fexit", "tracepoint", "iter", "rawtracepoint", "lsm"})
+# The kernel attaches the others to a process (iterators too), or they are nobody's: begin, interval.
+_OF_ANY_PROCESS = KERNEL_KINDS - {"iter"}
 
 
 class Group(Struct, frozen=True):
@@ -199,10 +201,17 @@ def translate(c: State, group: Group) -> typed.Probe:
     probe = group.probe
     body: list[typed.Stmt] = []
     with scopes.block(c):
+        if c.env.target.pid and kind in _OF_ANY_PROCESS:
+            body += _predicate(c, _of_process(c.env.target.pid, probe.span))
         if probe.predicate is not None:
             body += _predicate(c, probe.predicate)
         body += statements.nested(c, probe.body)
     return typed.Probe(group.points, group.args, tuple(body), probe.span, c.place.uses_probe_name)
+
+
+def _of_process(pid: int, span: Span) -> ast.Expr:
+    """`pid == PID`, of the process that -p names."""
+    return ast.Binary("==", ast.Identifier("pid", span), ast.Integer(pid, span=span), span)
 
 
 def _predicate(c: State, node: ast.Expr) -> list[typed.Stmt]:

@@ -85,3 +85,31 @@ def test_addresses_are_guarded_before_anything_else() -> None:
     assert program.expected_attach_type == KPROBE_SESSION
     insns = decode(program.insns)
     assert guarded(insns, split(insns)) == frozenset(addresses.values())
+
+
+ONE = "kprobe:vfs_read {{ @ = {}; }} kretprobe:{} {{ @ = retval; }}"
+
+
+@pytest.mark.parametrize(
+    ("text", "programs"),
+    [
+        (ONE.format("arg0", "vfs_read"), 1),
+        ("kretprobe:vfs_read { @ = retval; } begin { @ = 1; } kprobe:vfs_read { @ = 2; }", 2),
+        (ONE.format("arg0", "vfs_write"), 2),
+        (ONE.format('reg("bx")', "vfs_read"), 2),  # which a session's programs do not see
+        ("kprobe:vfs_read+4 { @ = 1; } kretprobe:vfs_read { @ = 2; }", 2),
+        ("kprobe:vfs_read { @ = 1; } kprobe:vfs_read { @ = 1; } kretprobe:vfs_read { @ = 2; }", 3),  # which of the two?
+    ],
+)
+def test_one_function_of_the_kernel(text: str, programs: int) -> None:
+    types = environment().world.types
+    if types is None or not types.kfunc(IS_RETURN):
+        pytest.skip("this kernel has no sessions")
+    found = checked(compiled(text)).programs
+    assert len(found) == programs
+    sessions = [p.attach[0] for p in found if p.expected_attach_type == KPROBE_SESSION]
+    if len({"kprobe", "kretprobe"} & {a.kind for p in found for a in p.attach}) == 0:
+        (attach,) = sessions
+        assert (attach.kind, attach.symbols, attach.params) == ("kprobe_multi", ("vfs_read",), {"session": 1})
+    else:
+        assert not sessions

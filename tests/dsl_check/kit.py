@@ -19,10 +19,11 @@ HERE = Path(__file__).parent
 
 
 def checked(
-    program: str, *, unsafe: bool = False, checking: bool = False, **config: str | int | bool
+    program: str, *, unsafe: bool = False, checking: bool = False, pid: int = 0, **config: str | int | bool
 ) -> typed.TypedScript:
-    """The typed script of a program in the made-up kernel; `checking`: as `bpfseal check` has it."""
-    return check(expand(parse(program)), TableEnvironment(Target(unsafe=unsafe, checking=checking)), config)
+    """The typed script of a program in the made-up kernel; `checking`: as `bpfseal check` has it; `pid`: as -p has."""
+    target = Target(unsafe=unsafe, checking=checking, pid=pid)
+    return check(expand(parse(program)), TableEnvironment(target), config)
 
 
 def errors(program: str, *, unsafe: bool = False, **config: str | int | bool) -> list[Diagnostic]:

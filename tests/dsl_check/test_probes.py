@@ -105,6 +105,32 @@ def test_a_mistake_in_a_body_with_many_points_is_told_once() -> None:
     assert len(errors("kprobe:vfs_* { print(probe); print(nothing); }")) == 1
 
 
+@pytest.mark.parametrize(
+    ("probe", "filtered"),
+    [
+        ("kprobe:vfs_read", True),
+        ("kretprobe:vfs_read", True),
+        ("fentry:vfs_read", True),
+        ("tracepoint:sched:sched_switch", True),
+        ("rawtracepoint:sched_switch", True),
+        ("begin", False),
+        ("interval:s:1", False),
+        ("profile:hz:99", False),  # its events are of the process
+        ("iter:task", False),
+    ],
+)
+def test_of_the_process_that_is_named(probe: str, filtered: bool) -> None:
+    """-p: what the kernel cannot attach to a process looks for it first."""
+    for text in (f"{probe} {{ @ = 1; }}", f"{probe} /cpu == 1/ {{ @ = 1; }}"):
+        (alone,) = checked(text).probes
+        (of_process,) = checked(text, pid=4711).probes
+        more = of_process.body[: len(of_process.body) - len(alone.body)]
+        assert len(more) == filtered
+        if filtered:
+            assert [node.value for node in all_of(typed.Int, more)] == [4711]
+            assert [node.name for node in all_of(typed.Builtin, more)] == ["pid"]
+
+
 def test_iterators_stand_alone() -> None:
     assert groups("iter:task { print(ctx.task.pid); }") == [["iter:task"]]
     assert "cannot be mixed" in errors("iter:task { } begin { }")[0].message

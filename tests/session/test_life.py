@@ -81,6 +81,17 @@ def test_end_of_the_target_ends_the_trace(running: list[Running]) -> None:
     assert one.end(None).status == 0
 
 
+def test_probes_see_the_named_process_only() -> None:
+    """Also those that the kernel cannot attach to a process; its children are not it, and interval is nobody's."""
+    program = "tracepoint:syscalls:sys_enter_* { @[pid] = count(); } rawtracepoint:sys_exit { @exits[pid] = count(); }"
+    with subprocess.Popen(["sh", "-c", "while sleep 0.05; do :; done"]) as target:
+        done = trace(program + " interval:s:1 { exit(); }", "-p", str(target.pid))
+        target.kill()
+    assert done.status == 0, done.err
+    names = {line.split(":")[0] for line in done.out.splitlines() if line.startswith("@")}
+    assert names == {f"@[{target.pid}]", f"@exits[{target.pid}]"}
+
+
 def test_second_ctrl_c_quits_at_once(running: list[Running]) -> None:
     """Where the first one's END takes its time: the output pipe is full and nobody reads."""
     one = Running('BEGIN { printf("up\\n"); } interval:ms:1 { printf("%s\\n", strftime("%H:%M:%S:%f %Y %Z", nsecs)); }')
