@@ -27,7 +27,7 @@ EXAMPLES
 
 TRACING
     -e PROGRAM           the program
-    -p PID               trace this process; the trace ends with it
+    -p PID               trace this process only; the trace ends with it
     --dwarf-pid PID      dw_ustack() is about this process, too; may be given again
     -c COMMAND           run COMMAND, held until all probes are attached; the trace ends with it
     --unsafe             allow system(), signal(), override() and writes to user memory
