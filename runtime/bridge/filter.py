@@ -9,13 +9,11 @@ seccomp_data` from include/uapi/linux/seccomp.h, numbers from the kernel's syste
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import struct
 
 from bpfseal.errors import BpfsealError
-from bpfseal.signer.syscall import address_of, syscall
+from bpfseal.runtime.bridge.libc import Memory, call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ _ARM64: Final[Mapping[int, tuple[int, ...]]] = {0xC00000B7: (280,), 0x40000028: 
 
 
 def _op(code: int, k: int, jt: int = 0, jf: int = 0) -> bytes:
-    return struct.pack("HBBI", code, jt, jf, k)
+    return code.to_bytes(2, "little") + bytes((jt, jf)) + k.to_bytes(4, "little")
 
 
 def program(machine: str = "") -> bytes:
@@ -71,13 +69,14 @@ def install() -> int:
     OSError: EBUSY, a filter with a listener is there already.
     """
     code = program()
-    buffer = ctypes.create_string_buffer(code, len(code))
-    description = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(code) // 8, address_of(buffer)), 16)
+    filter = Memory(code)
+    # struct sock_fprog: how many operations, where they are
+    description = (len(code) // 8).to_bytes(8, "little") + filter.address.to_bytes(8, "little")
     try:
-        return syscall("seccomp", _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, description)
+        return call("seccomp", _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, description)
     except PermissionError:
-        ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        return syscall("seccomp", _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, description)
+        call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        return call("seccomp", _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, description)
 
 
 class Command:
@@ -106,7 +105,7 @@ class Command:
     def _meet(self, name: str, words: int, go: int) -> None:
         what, number = _word(words)
         if what == b"listener":
-            self.listener = syscall("pidfd_getfd", self.pidfd, number, 0)
+            self.listener = call("pidfd_getfd", self.pidfd, number, 0)
             os.write(go, b"1")
             what, number = _word(words)  # nothing comes if the exec closed the other end
         if what == b"filter":
@@ -155,7 +154,7 @@ def _word(pipe: int) -> tuple[bytes, int]:
 def _become(argv: list[str], mask: Collection[int], told: int, held: int, parent: int) -> None:
     """In the child; never returns."""
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

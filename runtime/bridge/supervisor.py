@@ -6,10 +6,10 @@ ready while it starts: the signing helper first, which takes longest, then the m
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 from bpfseal.runtime.bridge.filter import Command
+from bpfseal.runtime.bridge.libc import call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,13 +105,7 @@ class Supervisor:
 
 def _signalfd(numbers: Sequence[int]) -> int:
     mask = sum(1 << number - 1 for number in numbers)
-    libc = ctypes.CDLL(None, use_errno=True)
-    words = (ctypes.c_uint64 * 16)(mask)  # sigset_t
-    fd: int = libc.signalfd(-1, words, os.O_CLOEXEC)
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "signalfd")
-    return fd
+    return call("signalfd", -1, mask.to_bytes(128, "little"), os.O_CLOEXEC)  # sigset_t is 1024 bits
 
 
 def _forward(info: bytes, command: Command) -> None:

@@ -17,6 +17,8 @@ SLOW = {
     "functools",
     "dataclasses",
     "subprocess",
+    "ctypes",
+    "struct",
     "msgspec",
     "signal",
 }
