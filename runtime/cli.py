@@ -92,11 +92,11 @@ def report(error: BpfsealError) -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
-        from importlib import import_module
-
         if arguments[0] != "exec":  # which does without most of it
             import_lightly()
-        status: int = import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+        module = COMMANDS[arguments[0]][0]
+        __import__(module)  # what is in `importlib` takes a millisecond to get at
+        status: int = sys.modules[module].main(arguments[1:])
         return status
     if len(arguments) == 2 and arguments[0] == "-l" and not arguments[1].startswith("-"):
         # A listing is over before the options of a trace are imported.
