@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from bpfseal.errors import BpfsealError
 
 if TYPE_CHECKING:
-    from bpfseal.runtime.attach import Link
+    from bpfseal.runtime.attach import AttachContext, Link
     from bpfseal.runtime.session import Session
     from bpfseal.signer.bundle import Attach
 
@@ -20,6 +24,7 @@ class Probes:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.attached = 0
+        self._skipped = 0
         self.specs = [(i, attach) for i, program in enumerate(session.bundle.programs) for attach in program.attach]
         self._links: list[Link] = []
         self._watchpoints: dict[int, list[Link]] = {}  # by the address, for unwatch()
@@ -29,7 +34,7 @@ class Probes:
     @property
     def any(self) -> bool:
         """Whether one is attached that something can happen to."""
-        return bool(self._links or self._signals)
+        return len(self._links) > self._skipped or bool(self._signals)
 
     def run(self, phase: str, after: Callable[[], object] | None = None) -> None:
         """Run the probes of `phase` (begin, end) in their order, `after` behind each."""
@@ -47,7 +52,7 @@ class Probes:
 
     def attach(self, *, exited: bool) -> None:
         """Attach all that are. Where the script has `exited` they are counted and no more. Raises BpfsealError."""
-        from bpfseal.runtime.attach import AttachContext, attach
+        from bpfseal.runtime.attach import AttachContext
 
         session = self._session
         context = AttachContext(
@@ -63,7 +68,7 @@ class Probes:
                 if spec.kind == "signal":
                     self._signals.append((spec, index))
                 elif not exited:
-                    link = attach(spec, session.program_fd(index), context)
+                    link = self._attach(spec, index, context)
                     self._links.append(link)
                     if spec.kind == "watchpoint":
                         self._watchpoints.setdefault(spec.params.get("address", 0), []).append(link)
@@ -74,6 +79,38 @@ class Probes:
                 self.attached += 1
         if self._signals and not exited:
             self._listen()
+
+    def _attach(self, spec: Attach, index: int, context: AttachContext) -> Link:
+        """One probe. Where config missing_probes allows that the kernel does not take it, without those functions that
+        it cannot trace, or a link without anything: the types that the kernel tells of have functions that the compiler
+        has put into others. Raises AttachError."""
+        from bpfseal.runtime.attach import AttachError, Link, attach
+
+        program = self._session.program_fd(index)
+        try:
+            return attach(spec, program, context)
+        except AttachError as error:
+            if self._session.reader.config.get("missing_probes", "error") == "error":
+                raise
+            failure = error
+        left = _existing(spec) if spec.kind == "kprobe_multi" and failure.code == errno.ESRCH else None
+        if left is not None:
+            try:
+                link = attach(left, program, context)
+            except AttachError as error:
+                failure = error
+            else:
+                gone = (f"{spec.probe.partition(':')[0]}:{name}" for name in spec.symbols if name not in left.symbols)
+                self._skip(f"Unable to attach probe: {', '.join(gone)}", len(spec.symbols) - len(left.symbols))
+                return link
+        self._skip(failure.message, max(1, len(spec.symbols), len(spec.offsets)))
+        self._skipped += 1
+        return Link(spec.probe)
+
+    def _skip(self, message: str, count: int) -> None:
+        self.attached -= count
+        if self._session.reader.config.get("missing_probes") == "warn":
+            sys.stderr.write(f"WARNING: {message}. Skipping.\n")
 
     def _listen(self) -> None:
         """Run the probes of signals when the signals come; only the main thread can."""
@@ -146,3 +183,15 @@ class Probes:
             from bpfseal.runtime.attach import detach_all
 
             detach_all(links)
+
+
+def _existing(spec: Attach) -> Attach | None:
+    """A link to many functions without those that cannot be traced; None when nothing is left, or nothing is gone."""
+    from bpfseal.runtime.probes.world import World
+
+    functions = World().functions
+    kept = [n for n, name in enumerate(spec.symbols) if functions.has(name, None)]
+    if len(kept) in (0, len(spec.symbols)):
+        return None
+    symbols = tuple(spec.symbols[n] for n in kept)
+    return replace(spec, symbols=symbols, cookies=tuple(spec.cookies[n] for n in kept if n < len(spec.cookies)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,30 @@ def test_probes_see_the_named_process_only() -> None:
     assert done.status == 0, done.err
     names = {line.split(":")[0] for line in done.out.splitlines() if line.startswith("@")}
     assert names == {f"@[{target.pid}]", f"@exits[{target.pid}]"}
+
+
+WATCH = "watchpoint:{}:8:w {{ @ = count(); }} "
+
+
+@pytest.mark.parametrize(("policy", "words"), [("warn", True), ("ignore", False), ("error", None)])
+def test_probes_that_the_kernel_does_not_take(policy: str, words: bool | None) -> None:
+    """More watchpoints than the processor has registers for: they are skipped as config missing_probes says."""
+    with subprocess.Popen(["sleep", "60"]) as target:
+        with open(f"/proc/{target.pid}/maps") as file:
+            start = int(next(line for line in file if "[stack]" in line).split("-")[0], 16)
+        text = f'config = {{ missing_probes = "{policy}" }} interval:ms:50 {{ exit(); }} '
+        text += "".join(WATCH.format(hex(start + 8 * n)) for n in range(40))
+        done = trace(text, "-p", str(target.pid))
+        target.kill()
+    if "cannot watch that address" in done.err or "does not have" in done.err:
+        pytest.skip("no hardware watchpoints")
+    if words is None:
+        assert (done.status, done.out) == (1, "")
+        assert "ERROR: Unable to attach probe: watchpoint:" in done.err
+        return
+    assert done.status == 0, done.err
+    skipped = re.findall(r"WARNING: Unable to attach probe: watchpoint:.*\. Skipping\.", done.err)
+    assert (30 < len(skipped) < 40) if words else not skipped
 
 
 def test_second_ctrl_c_quits_at_once(running: list[Running]) -> None:
