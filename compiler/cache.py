@@ -17,7 +17,7 @@ from typing import Final
 
 from bpfseal.compiler.folders import cache_folder
 
-_VERSION: Final = b"bpfseal-cache-1"
+_VERSION: Final = b"bpfseal-cache-2"
 _MAX_ENTRIES: Final = 512
 _MAX_BYTES: Final = 64 << 20
 _DIGEST: Final = 32

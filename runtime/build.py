@@ -177,9 +177,12 @@ def _compile(request: Request) -> tuple[Bundle, Reader]:
 
     options = compiler.Options(helper_errors=2 if request.helper_warnings else 1)
     script = check(request)
+    from bpfseal.runtime.linked import link_in_loader
+
     if request.mode != "check":
         from bpfseal.runtime.selection import chosen
 
         script = chosen(script, request.mode, request.probe_filter)
     bundle = compiler.compile(script, options=options)
-    return bundle, decode_reader(bundle.reader)
+    reader = decode_reader(bundle.reader)
+    return bundle if request.mode else link_in_loader(bundle, reader), reader

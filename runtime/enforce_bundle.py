@@ -85,6 +85,7 @@ def _lsm(types: Btf, at: Offsets, hook: _Hook) -> ProgramSpec:
         attach_btf_id=id,
         declared=Attributes(insns=len(code) // 8, helpers=tuple(sorted(helpers)), maps=hook.maps),
         attach=(Attach(kind="trace", probe=f"lsm:{hook.hook}", target=hook.hook),),
+        linked=True,
     )
 
 
@@ -103,6 +104,7 @@ def _forget(at: Offsets) -> ProgramSpec:
             maps=((CONFIG, _RW), (ALLOWED, _DELETE), (HELPERS, ("delete", "read"))),
         ),
         attach=(Attach(kind="trace", probe="rawtracepoint:sched_process_exit", target="sched_process_exit"),),
+        linked=True,
     )
 
 

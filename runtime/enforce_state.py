@@ -18,7 +18,6 @@ from types import TracebackType
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime import bpf, bpf_info
 from bpfseal.runtime import enforce_layout as layout
-from bpfseal.runtime.bpf_link import raw_tracepoint_open
 from bpfseal.runtime.enforce_bundle import LINKS, links
 from bpfseal.runtime.load import Loaded
 
@@ -183,28 +182,22 @@ class State:
 
 
 def pin(loaded: Loaded) -> State:
-    """Attach the loaded programs and pin everything; enforcement is off until `configure`. Raises BpfsealError, with
-    nothing left."""
-    attached: list[int] = []
+    """Pin everything, the links that the loader has made among it; enforcement is off until `configure`. Raises
+    BpfsealError, with nothing left."""
     try:
         os.mkdir(PINS, 0o700)
         for fd, name in zip(loaded.map_fds, layout.MAP_NAMES, strict=True):
             bpf.obj_pin(fd, f"{PINS}/{name}")
-        for fd, name in zip(loaded.prog_fds, LINKS, strict=False):  # without the guard there are fewer programs
-            attached.append(raw_tracepoint_open(fd, None))
-            bpf.obj_pin(attached[-1], f"{PINS}/{name}")
+        for program, name in enumerate(LINKS[: len(loaded.prog_fds)]):  # without the guard there are fewer
+            bpf.obj_pin(loaded.links[program], f"{PINS}/{name}")
         state = State(tuple(os.dup(fd) for fd in loaded.map_fds))
         state.guard_maps()
         return state
     except OSError as error:
         unpin()
         raise BpfsealError(
-            f"the enforcement programs cannot be attached: {error.strerror}",
-            hint="is bpf among the active LSMs? cat /sys/kernel/security/lsm",
+            f"the enforcement programs cannot be pinned: {error.strerror}", hint=f"is {PINS} on a BPF file system?"
         ) from None
-    finally:
-        for link in attached:
-            os.close(link)
 
 
 def unpin() -> bool:

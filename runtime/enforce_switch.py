@@ -162,6 +162,7 @@ def _working(client: SignerClient) -> StatusReply:
 
 def _set_up(client: SignerClient, *, guarded: bool) -> State:
     """Seal, load, attach and pin the enforcement programs; nothing is enforced yet."""
+    from bpfseal.runtime.attach import AttachError
     from bpfseal.runtime.enforce_bundle import bundle
     from bpfseal.runtime.enforce_state import mount_bpffs, pin
     from bpfseal.runtime.load import load
@@ -171,8 +172,14 @@ def _set_up(client: SignerClient, *, guarded: bool) -> State:
     programs = bundle(Btf.vmlinux(), guarded=guarded)
     mount_bpffs()
     sealed = client.seal(encode(programs))
-    with load(programs, sealed) as loaded:
-        return pin(loaded)
+    try:
+        with load(programs, sealed) as loaded:
+            return pin(loaded)
+    except AttachError as error:
+        raise BpfsealError(
+            f"the enforcement programs cannot be attached: {os.strerror(error.code)}",
+            hint="is bpf among the active LSMs? cat /sys/kernel/security/lsm",
+        ) from None
 
 
 def _prove(client: SignerClient, *, enforcing: bool, cgroups: bool) -> None:

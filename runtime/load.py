@@ -53,12 +53,16 @@ class LoadRefused(BpfsealError):
 
 
 class Loaded(msgspec.Struct):
-    """Descriptors in the order of `Bundle.maps` and `Bundle.programs`; `close()` gives them back."""
+    """Descriptors in the order of `Bundle.maps` and `Bundle.programs`, and of the links that the loader has made, by
+    the index of the program; `close()` gives them back, links first. Who takes a link out of `links` closes it."""
 
     map_fds: list[int]
     prog_fds: list[int]
+    links: dict[int, int] = msgspec.field(default_factory=dict)
 
     def close(self) -> None:
+        while self.links:
+            os.close(self.links.popitem()[1])
         for fds in (self.prog_fds, self.map_fds):
             while fds:
                 os.close(fds.pop())
@@ -96,18 +100,18 @@ def load(bundle: Bundle, sealed: SealedBundle, *, log_level: int = 0) -> Loaded:
     A rejected program is tried a second time with the verifier's log on (at `log_level`, at least 1), since a log
     slows every load. Raises VerifierRejected, LoadRefused.
     """
-    _room_for(len(bundle.maps) + len(bundle.programs))
+    _room_for(len(bundle.maps) + len(bundle.programs) + len(_linked(bundle)))
     for _ in range(10):
         result = attempt(bundle, sealed)
         if result.errno != errno.EAGAIN:  # EAGAIN: the verifier saw a signal pending
             break
     if result.stage == Stage.DONE:
-        return Loaded(list(result.map_fds), list(result.prog_fds))
+        return _loaded(bundle, result)
     if result.stage == Stage.PROGRAM and result.errno in _VERDICTS:
         with _log_buffer() as buffer:
             again = attempt(bundle, sealed, log=buffer, log_level=max(log_level, 1))
             if again.stage == Stage.DONE:
-                return Loaded(list(again.map_fds), list(again.prog_fds))
+                return _loaded(bundle, again)
             text = ctypes.string_at(ctypes.addressof(buffer)).decode(errors="replace")
         # An empty log means that the attributes were refused before the verifier had a look.
         if again.stage == Stage.PROGRAM and text:
@@ -115,6 +119,15 @@ def load(bundle: Bundle, sealed: SealedBundle, *, log_level: int = 0) -> Loaded:
             raise VerifierRejected(bundle.programs[again.index].name, code, text)
         result = again
     raise _refused(bundle, sealed, result)
+
+
+def _linked(bundle: Bundle) -> list[int]:
+    return [index for index, program in enumerate(bundle.programs) if program.linked]
+
+
+def _loaded(bundle: Bundle, result: LoadResult) -> Loaded:
+    links = dict(zip(_linked(bundle), result.link_fds, strict=True))
+    return Loaded(list(result.map_fds), list(result.prog_fds), links)
 
 
 def attempt(
@@ -136,7 +149,7 @@ def attempt(
             raise LoadRefused("the loader could not be run", error.errno or 0, Stage.CHECK) from None
         finally:
             os.close(loader)
-    result = parse_context(context, len(bundle.maps), len(bundle.programs))
+    result = parse_context(context, len(bundle.maps), len(bundle.programs), len(_linked(bundle)))
     if result.stage == Stage.CHECK:  # refused by its own terms: only the return value says why
         return LoadResult((), (), Stage.CHECK, 0, -returned)
     return result
@@ -281,8 +294,12 @@ _CHECK_MESSAGES = {
 }
 
 
-def _refused(bundle: Bundle, sealed: SealedBundle, result: LoadResult) -> LoadRefused:
+def _refused(bundle: Bundle, sealed: SealedBundle, result: LoadResult) -> BpfsealError:
     code, stage = result.errno, result.stage
+    if stage == Stage.LINK:
+        from bpfseal.runtime.attach import explain
+
+        return explain(bundle.programs[_linked(bundle)[result.index]].attach[0], OSError(code, os.strerror(code)))
     hint = _hint(code)
     if stage == Stage.CHECK:
         message = _CHECK_MESSAGES.get(code, "the loader refused")

@@ -325,6 +325,11 @@ class Session:
         assert self._loaded is not None
         return self._loaded.map_fds[index]
 
+    def take_link(self, index: int) -> int:
+        """Fd of the link that the loader has made of Bundle.programs[index], the caller's from now on; -1 for none."""
+        assert self._loaded is not None
+        return self._loaded.links.pop(index, -1)
+
     def program_fd(self, index: int) -> int:
         assert self._loaded is not None
         return self._loaded.prog_fds[index]

@@ -52,7 +52,7 @@ class Probes:
 
     def attach(self, *, exited: bool) -> None:
         """Attach all that are. Where the script has `exited` they are counted and no more. Raises BpfsealError."""
-        from bpfseal.runtime.attach import AttachContext
+        from bpfseal.runtime.attach import AttachContext, Link
 
         session = self._session
         context = AttachContext(
@@ -68,7 +68,8 @@ class Probes:
                 if spec.kind == "signal":
                     self._signals.append((spec, index))
                 elif not exited:
-                    link = self._attach(spec, index, context)
+                    made = session.take_link(index)
+                    link = Link(spec.probe, [made]) if made >= 0 else self._attach(spec, index, context)
                     self._links.append(link)
                     if spec.kind == "watchpoint":
                         self._watchpoints.setdefault(spec.params.get("address", 0), []).append(link)

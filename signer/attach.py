@@ -87,6 +87,8 @@ def attach_targets(spec: ProgramSpec) -> tuple[tuple[str, ...], bool]:
             raise Refusal("size", f"more than {MAX_TARGETS} attach points", attribute="attach")
         if not in_load and attach.kind != "none":
             names += _names(attach)
+    if spec.linked:
+        _check_linked(spec)
     if in_load and (event := _event(spec)) is not None:
         return (event,), False
     enforceable = in_load and program_target(spec.attach_module) is None
@@ -109,6 +111,15 @@ def _check_attach(attach: Attach, spec: ProgramSpec) -> None:
     points = max(len(attach.symbols), len(attach.offsets), 1)
     if (attach.symbols and attach.offsets) or len(attach.cookies) not in (0, 1, points):
         raise Refusal("attach", "symbols, offsets and cookies do not fit together", attribute="cookies")
+
+
+def _check_linked(spec: ProgramSpec) -> None:
+    """What the loader attaches has one place to go to, and that is part of the load."""
+    (attach,) = spec.attach if len(spec.attach) == 1 else (Attach(kind="none", probe=""),)
+    fits = attach.kind == "trace" and attach.phase == "attach" and len(attach.cookies) <= 1
+    if not fits or spec.type not in (known.TRACING, known.LSM):
+        reason = "a loader links programs with one target, which is part of the load"
+        raise Refusal("attach", reason, attribute="linked")
 
 
 def _load_targets(spec: ProgramSpec) -> list[str]:

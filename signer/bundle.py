@@ -18,7 +18,7 @@ import msgspec
 from bpfseal.errors import BpfsealError
 from bpfseal.signer.limits import MAX_BUNDLE_BYTES
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 
 
 class BundleError(BpfsealError):
@@ -110,6 +110,9 @@ class ProgramSpec(Record, frozen=True):
     function (or hook, tracepoint "btf_trace_NAME", iterator "bpf_iter_NAME"); the id beside it is checked by the
     helper against the kernel's BTF. `attach_module` is empty for vmlinux, and `prog-ID@FD` for
     a function of the BPF program with that id, which the loading process has as that descriptor.
+
+    `linked`: the loader attaches the program as well, to its one attach point of kind "trace" and phase "attach", as
+    soon as all programs are loaded. So nothing that runs before others are attached may matter to it.
     """
 
     name: str
@@ -125,6 +128,7 @@ class ProgramSpec(Record, frozen=True):
     attach_module: str = ""
     func_info: bytes = b""
     line_info: bytes = b""
+    linked: bool = False
 
 
 class Bundle(Record, frozen=True):

@@ -65,6 +65,7 @@ class ProgramFindings(Struct, frozen=True):
     helpers      declared and found helper names; classes also cover kfuncs and direct reads
     targets      names that policy matches: what the program can be attached to as far as the bundle says
     enforceable  whether the targets are part of what is signed, or guarded by address
+    linked       whether the loader attaches it
     guard        addresses of the guard, ascending; empty without one
     subprograms  names from BTF, empty without func_info
     """
@@ -79,6 +80,7 @@ class ProgramFindings(Struct, frozen=True):
     sleepable: bool
     targets: tuple[str, ...]
     enforceable: bool
+    linked: bool
     guard: tuple[int, ...]
     subprograms: tuple[str, ...]
 
@@ -118,6 +120,7 @@ def _program_record(p: ProgramFindings, maps: tuple[MapFindings, ...], limit: in
         "targets": [target[:256] for target in p.targets[:limit]],
         "target_count": len(p.targets),
         "enforceable": p.enforceable,
+        "linked": p.linked,
         "insns": p.found.insns,
         "subprograms": p.found.subprograms,
         "helpers": list(p.attributes.helpers),
@@ -302,6 +305,7 @@ def _check_program(
         sleepable=bool(spec.flags & known.SLEEPABLE),
         targets=targets,
         enforceable=enforceable or bool(guard),
+        linked=spec.linked,
         guard=guard,
         subprograms=names,
     )

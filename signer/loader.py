@@ -34,7 +34,7 @@ from bpfseal.signer.bundle import Bundle
 from bpfseal.signer.loader_blob import Layout
 
 # enum bpf_cmd, enum bpf_func_id
-MAP_CREATE, MAP_UPDATE_ELEM, PROG_LOAD, MAP_GET_FD_BY_ID, BTF_LOAD, MAP_FREEZE = 0, 2, 5, 14, 18, 22
+MAP_CREATE, MAP_UPDATE_ELEM, PROG_LOAD, MAP_GET_FD_BY_ID, BTF_LOAD, MAP_FREEZE, LINK_CREATE = 0, 2, 5, 14, 18, 22, 28
 H_MAP_LOOKUP, H_PID_TGID, H_UID_GID, H_BOOT_NS, H_SYS_BPF, H_FIND_BTF, H_SYS_CLOSE = 1, 14, 15, 125, 166, 167, 168
 
 PROG_TYPE_SYSCALL = 31
@@ -46,9 +46,9 @@ CTX_LOG_SIZE = 8  # u32
 CTX_LOG_LEVEL = 12  # u32
 # ... and out
 CTX_STAGE = 16  # u32, a Stage: what was being done when it failed, or DONE
-CTX_INDEX = 20  # u32, index of the map, initial value, frozen map or program
+CTX_INDEX = 20  # u32, index of the map, initial value, frozen map, program or link
 CTX_ERRNO = 24  # s32, negative errno, 0
-CTX_FDS = 32  # s32 each: maps, then programs; valid at DONE only
+CTX_FDS = 32  # s32 each: maps, then programs, then links; valid at DONE only
 MAX_CONTEXT = 0xFFFF  # U16_MAX, bpf_prog_test_run_syscall
 
 
@@ -62,7 +62,8 @@ class Stage(IntEnum):
     FREEZE = 4
     TARGET = 5
     PROGRAM = 6
-    DONE = 7
+    LINK = 7
+    DONE = 8
 
 
 class ExclField(msgspec.Struct, frozen=True):
@@ -118,10 +119,12 @@ class LoadResult(msgspec.Struct, frozen=True):
     stage: Stage
     index: int
     errno: int
+    link_fds: tuple[int, ...] = ()
 
 
-def context_size(maps: int, programs: int) -> int:
-    return CTX_FDS + 8 * ((maps + programs + 1) // 2)
+def context_size(objects: int) -> int:
+    """Bytes of context for so many descriptors."""
+    return CTX_FDS + 8 * ((objects + 1) // 2)
 
 
 def make_context(size: int, log_buf: int = 0, log_size: int = 0, log_level: int = 0) -> bytes:
@@ -129,17 +132,18 @@ def make_context(size: int, log_buf: int = 0, log_size: int = 0, log_level: int 
     return struct.pack("<QII", log_buf, log_size, log_level) + bytes(16) + b"\xff" * (size - CTX_FDS)
 
 
-def parse_context(context: bytes, maps: int, programs: int) -> LoadResult:
+def parse_context(context: bytes, maps: int, programs: int, links: int = 0) -> LoadResult:
     """Reads a context after a run. Raises BpfsealError if it cannot be one of such a loader."""
-    if len(context) < context_size(maps, programs):
+    objects = maps + programs + links
+    if len(context) < context_size(objects):
         raise BpfsealError(f"context of {len(context)} bytes is too short for {maps} maps and {programs} programs")
     stage, index, code = struct.unpack_from("<IIi", context, CTX_STAGE)
     if stage > Stage.DONE or code > 0:
         raise BpfsealError(f"the loader's context makes no sense (stage {stage}, errno {code})")
     if stage != Stage.DONE:
         return LoadResult((), (), Stage(stage), index, -code)
-    fds = struct.unpack_from(f"<{maps + programs}i", context, CTX_FDS)
-    return LoadResult(fds[:maps], fds[maps:], Stage.DONE, 0, 0)
+    fds = struct.unpack_from(f"<{objects}i", context, CTX_FDS)
+    return LoadResult(fds[:maps], fds[maps : maps + programs], Stage.DONE, 0, 0, fds[maps + programs :])
 
 
 def emit(bundle: Bundle, terms: Terms) -> Loader:
@@ -149,9 +153,9 @@ def emit(bundle: Bundle, terms: Terms) -> Loader:
     """
     metadata, layout = blob.build(bundle, terms.record)
     metadata += terms.statement
-    size = context_size(layout.maps, layout.programs)
+    size = context_size(layout.objects)
     if size > MAX_CONTEXT:
-        raise BpfsealError(f"{layout.maps + layout.programs} maps and programs do not fit a loader's context")
+        raise BpfsealError(f"{layout.objects} maps, programs and links do not fit a loader's context")
     return Loader(_code(layout, terms, metadata), metadata, size)
 
 
@@ -212,6 +216,8 @@ class Code:
             self._find_targets()
         if lay.programs:
             self._load_programs()
+        if lay.links:
+            self._link_programs()
         self._finish()
         self._fail()
         return self.asm.code()
@@ -386,23 +392,23 @@ class Code:
         self._keep_fd(0)
         self._next(blob.GET_STRIDE, lay.maps, "existing")
 
-    def _map_fd(self, index: int, member: int, name: str) -> None:
-        """record.member = fds[record.index]; the bound is for the verifier."""
+    def _fd_of(self, first: int, count: int, index: int, member: int, name: str) -> None:
+        """record.member = fds[first + record.index]; the bound is for the verifier."""
         a = self.asm
         a.ldx(4, R.R1, R.R8, index)
-        a.jump_if(R.R1, "<", self.layout.maps, f"{name}_index")
+        a.jump_if(R.R1, "<", count, f"{name}_index")
         a.mov(R.R0, -errno.EINVAL)
         a.jump("fail")
         a.label(f"{name}_index")
         a.alu("lsh", R.R1, 2)
         a.add(R.R1, R.R7)
-        a.ldx(4, R.R1, R.R1, blob.FDS)
+        a.ldx(4, R.R1, R.R1, blob.FDS + 4 * first)
         a.stx(4, R.R8, member, R.R1)
 
     def _fill_maps(self) -> None:
         lay = self.layout
         self._loop(Stage.INITIAL, lay.updates_at, "initial")
-        self._map_fd(blob.U_INDEX, blob.U_MAP_FD, "initial")
+        self._fd_of(0, lay.maps, blob.U_INDEX, blob.U_MAP_FD, "initial")
         self._relocate(blob.U_KEY, blob.U_VALUE)
         self._sys_bpf(MAP_UPDATE_ELEM, blob.UPDATE_ATTR_SIZE, "initial")
         self._next(blob.UPDATE_STRIDE, lay.updates, "initial")
@@ -410,7 +416,7 @@ class Code:
     def _freeze_maps(self) -> None:
         lay = self.layout
         self._loop(Stage.FREEZE, lay.freezes_at, "freeze")
-        self._map_fd(blob.F_INDEX, blob.F_MAP_FD, "freeze")
+        self._fd_of(0, lay.maps, blob.F_INDEX, blob.F_MAP_FD, "freeze")
         self._sys_bpf(MAP_FREEZE, blob.FREEZE_ATTR_SIZE, "freeze")
         self._next(blob.FREEZE_STRIDE, lay.freezes, "freeze")
 
@@ -449,6 +455,15 @@ class Code:
         self._keep_fd(lay.maps)
         self._next(blob.PROG_ATTR_SIZE, lay.programs, "program")
 
+    def _link_programs(self) -> None:
+        """Attach those whose target is part of what was loaded: nobody gets a chance to do less or something else."""
+        lay = self.layout
+        self._loop(Stage.LINK, lay.links_at, "link")
+        self._fd_of(lay.maps, lay.programs, blob.L_INDEX, blob.L_PROG_FD, "link")
+        self._sys_bpf(LINK_CREATE, blob.LINK_ATTR_SIZE, "link")
+        self._keep_fd(lay.maps + lay.programs)
+        self._next(blob.LINK_STRIDE, lay.links, "link")
+
     # The end
 
     def _close_extras(self) -> None:
@@ -472,7 +487,7 @@ class Code:
         self._stage(Stage.DONE)
         a.mov(R.R2, 0)
         a.stx(4, R.R1, CTX_INDEX, R.R2)
-        for pair in range((lay.maps + lay.programs + 1) // 2):
+        for pair in range((lay.objects + 1) // 2):
             a.ldx(8, R.R2, R.R7, blob.FDS + 8 * pair)
             a.stx(8, R.R1, CTX_FDS + 8 * pair, R.R2)
         a.ret(0)
@@ -484,7 +499,7 @@ class Code:
         a.ldx(8, R.R1, R.R10, -8)
         a.stx(4, R.R1, CTX_ERRNO, R.R6)
         self._close_extras()
-        if lay.maps + lay.programs:
+        if lay.objects:
             a.mov(R.R9, 0)
             a.label("close")
             a.mov(R.R1, R.R9)
@@ -493,6 +508,6 @@ class Code:
             a.ldx(4, R.R1, R.R1, blob.FDS)
             a.call(H_SYS_CLOSE)
             a.add(R.R9, 1)
-            a.jump_if(R.R9, "<", lay.maps + lay.programs, "close")
+            a.jump_if(R.R9, "<", lay.objects, "close")
         a.mov(R.R0, R.R6)
         a.exit()

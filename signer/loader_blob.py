@@ -1,9 +1,9 @@
 """The metadata of a trusted loader: everything it hands to nested bpf() calls, laid out in one map value.
 
     0   header (HEADER_SIZE bytes, H_* below)
-    64  file descriptors the loader makes: maps, then programs; s32 each, -1 until made
+    64  file descriptors the loader makes: maps, then programs, then links; s32 each, -1 until made
         prepared `union bpf_attr`s: BTF_LOAD, MAP_CREATE or MAP_GET_FD_BY_ID per map, MAP_UPDATE_ELEM and MAP_FREEZE
-        where wanted, PROG_LOAD per program
+        where wanted, PROG_LOAD per program, LINK_CREATE where wanted
         data: instructions, licences, BTF, func and line info, initial values
 
 Pointer members of the attrs hold offsets from the start of the value; the loader adds its address when it runs. The
@@ -79,6 +79,12 @@ P_ATTACH_BTF_OBJ_FD = 112
 P_FD_ARRAY = 120
 PROG_POINTERS = (P_INSNS, P_LICENSE, P_FUNC_INFO, P_LINE_INFO, P_FD_ARRAY)
 
+# ... for BPF_LINK_CREATE, up to and including tracing.cookie, followed here by the program's index
+LINK_ATTR_SIZE = 32
+LINK_STRIDE = 40
+L_PROG_FD = 0
+L_INDEX = 32
+
 BPF_F_RDONLY_PROG = 1 << 7
 
 # fds are addressed by a signed 16-bit offset in the value and in the context.
@@ -111,6 +117,13 @@ class Layout(msgspec.Struct, frozen=True):
     freezes_at: int
     programs_at: int
     modules: tuple[ModuleTarget, ...]
+    links: int = 0
+    links_at: int = 0
+
+    @property
+    def objects(self) -> int:
+        """Descriptors that a run gives."""
+        return self.maps + self.programs + self.links
 
 
 class _Data:
@@ -144,9 +157,10 @@ def object_name(name: str) -> bytes:
 def build(bundle: Bundle, record: int) -> tuple[bytes, Layout]:
     """The blob for `bundle` and where things are in it. Raises BpfsealError for what no loader can carry."""
     maps, programs = bundle.maps, bundle.programs
-    objects = len(maps) + len(programs)
+    linked = [i for i, p in enumerate(programs) if p.linked]
+    objects = len(maps) + len(programs) + len(linked)
     if objects > MAX_OBJECTS:
-        raise BpfsealError(f"{objects} maps and programs in one bundle, {MAX_OBJECTS} is the most a loader can make")
+        raise BpfsealError(f"{objects} maps, programs and links in one bundle, a loader can make {MAX_OBJECTS}")
     made = sum(not m.id for m in maps)
     if any(m.id for m in maps[:made]):
         raise BpfsealError("existing maps come after new ones")
@@ -161,6 +175,7 @@ def build(bundle: Bundle, record: int) -> tuple[bytes, Layout]:
     updates_at, at = at, at + UPDATE_STRIDE * len(initial)
     freezes_at, at = at, at + FREEZE_STRIDE * len(frozen)
     programs_at, at = at, at + PROG_ATTR_SIZE * len(programs)
+    links_at, at = at, at + LINK_STRIDE * len(linked)
 
     data = _Data(at)
     head = struct.pack("<8sQQIiII24x", MAGIC, record, 0, 0, -1, len(maps), len(programs))
@@ -174,6 +189,7 @@ def build(bundle: Bundle, record: int) -> tuple[bytes, Layout]:
         parts.append(struct.pack("<IxxxxQQQIxxxx", 0, key, data.put(_initial(maps[i])), 0, i))
     parts += [struct.pack("<II", 0, i) for i in frozen]
     parts += [_program_attr(p, data) for p in programs]
+    parts += [_link_attr(i, programs[i]) for i in linked]
     modules = tuple(_module_target(i, p, data) for i, p in enumerate(programs) if _in_module(p))
     blob = b"".join(parts)
     assert len(blob) == data.start
@@ -190,6 +206,8 @@ def build(bundle: Bundle, record: int) -> tuple[bytes, Layout]:
         freezes_at,
         programs_at,
         modules,
+        len(linked),
+        links_at,
     )
     return blob + data.bytes, layout
 
@@ -262,6 +280,16 @@ def _program_attr(spec: ProgramSpec, data: _Data) -> bytes:
         )
     except struct.error as error:
         raise BpfsealError(f"program {spec.name}: a number does not fit the kernel's attributes ({error})") from None
+
+
+def _link_attr(index: int, spec: ProgramSpec) -> bytes:
+    """prog_fd (filled in by the loader), target_fd, attach_type, flags, target_btf_id: the target is the program's."""
+    cookies = spec.attach[0].cookies if spec.attach else ()
+    cookie = cookies[0] if cookies else 0
+    try:
+        return struct.pack("<IIIIIxxxxQIxxxx", 0, 0, spec.expected_attach_type, 0, 0, cookie, index)
+    except struct.error as error:
+        raise BpfsealError(f"program {spec.name}: a number does not fit the link's attributes ({error})") from None
 
 
 BTF_KIND_TYPEDEF = 8

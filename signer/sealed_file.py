@@ -23,7 +23,7 @@ from bpfseal.signer.bundle import Record
 from bpfseal.signer.limits import MAX_BUNDLE_BYTES
 
 MAGIC = b"BPFSEAL\x01"
-VERSION = 1
+VERSION = 2
 MAX_FILE_BYTES = MAX_BUNDLE_BYTES + (1 << 20)
 MAX_SEALS = 16
 MAX_SIGNATURE = 16 << 10

@@ -16,7 +16,7 @@ from bpfseal.runtime.ahead.verify import judge, read_pem
 from bpfseal.signer import sealed_file
 from bpfseal.signer.asm import Asm
 from bpfseal.signer.bundle import BUNDLE_VERSION, UNDECLARED, Attach, Bundle, ProgramSpec, decode, encode
-from bpfseal.signer.sealed_file import MAGIC, KernelId, SealedFile, SealedFileError
+from bpfseal.signer.sealed_file import MAGIC, VERSION, KernelId, SealedFile, SealedFileError
 
 from .conftest import Pair, make_pair
 
@@ -36,7 +36,9 @@ def small() -> Bundle:
 
 def unsealed() -> SealedFile:
     kernel = KernelId(release="6.18.0", machine="x86_64", btf=bytes(32))
-    return SealedFile(version=1, kind="script", made_by="a test", bundle=encode(small()), kernel=kernel, bound=False)
+    return SealedFile(
+        version=VERSION, kind="script", made_by="a test", bundle=encode(small()), kernel=kernel, bound=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +179,7 @@ def test_hostile_bytes_are_refused_with_words(sealed: SealedFile) -> None:
         "bad utf-8": wrap(msgspec.msgpack.encode(fields | {"made_by": "a"}).replace(b"\xa1a", b"\xa1\xff")),
         "unknown field": wrap(msgspec.msgpack.encode(fields | {"more": 1})),
         "missing field": wrap(msgspec.msgpack.encode({k: v for k, v in fields.items() if k != "bound"})),
-        "version 2": wrap(msgspec.msgpack.encode(fields | {"version": 2})),
+        "another version": wrap(msgspec.msgpack.encode(fields | {"version": VERSION + 1})),
         "kind": wrap(msgspec.msgpack.encode(fields | {"kind": "other"})),
         "escape codes": wrap(msgspec.msgpack.encode(fields | {"made_by": "\x1b[2J"})),
         "bound to nothing": wrap(

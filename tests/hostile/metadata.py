@@ -180,8 +180,8 @@ CASES = [
     Case("bytes-9mib", lambda: b"\0" * (9 << 20), "decode", "over the limit"),
     Case("bytes-deep", lambda: b"\x91" * 100_000, "decode", "not a bundle"),
     _bytes("source-invalid-utf8", b"MARKER", b"MA\xffKER", "not a bundle"),
-    _bytes("bundle-version-2", b"\xa7version\x01", b"\xa7version\x02", "version 2"),
-    _bytes("bundle-version-not-shortest", b"\xa7version\x01", b"\xa7version\xcc\x01", "not canonical"),
+    _bytes("bundle-version-1", b"\xa7version\x02", b"\xa7version\x01", "version 1"),
+    _bytes("bundle-version-not-shortest", b"\xa7version\x02", b"\xa7version\xcc\x02", "not canonical"),
     _bytes("bundle-unknown-field", b"\xa7version", b"\xa7verzion", "not a bundle"),
     _bytes("bundle-wrong-type", b"\xa6source\xa6MARKER", b"\xa6source\x05", "not a bundle"),
 ]

@@ -46,6 +46,10 @@ def fentry(function: str, id: int | None = None, **fields: Any) -> dict[str, Any
     return base | fields
 
 
+def traced(**fields: Any) -> dict[str, Any]:
+    return fentry("vfs_read", attach=(msgspec.structs.replace(TRACE, **fields),))
+
+
 def calls(helper: str, insns: bytes) -> Bundle:
     return bundle(program(insns + RETURN, declare(insns + RETURN, helper)))
 
@@ -184,6 +188,11 @@ CASES = [
     attached("probe-with-escape", "bad text", probe="tracepoint:\x1b[2J"),
     attached("probe-says-something-else", "probe tracepoint:lsm:x is not granted", "policy-syscalls", target="lsm:x"),
     attached("cookies-too-many", "do not fit together", cookies=(1, 2, 3)),
+    bad("linked-tracepoint", "attach", "one target, which is part of the load", linked=True),
+    bad("linked-twice", "attach", "one target", **(fentry("vfs_read") | {"attach": (TRACE, TRACE)}), linked=True),
+    bad("linked-nowhere", "attach", "one target", **(fentry("vfs_read") | {"attach": ()}), linked=True),
+    bad("linked-at-the-end", "attach", "one target", **traced(phase="end"), linked=True),
+    bad("linked-with-cookies", "attach", "do not fit together", **traced(cookies=(1, 2)), linked=True),
     bad("no-attach-point", "policy", "probe none:tracepoint is not granted", attach=()),
     bad("attached-nowhere", "policy", "probe none:tracepoint is not granted", attach=(Attach(kind="none", probe=""),)),
     bad(

@@ -129,7 +129,7 @@ class _NoTerms(Code):
 def _emit_as(kind: type[Code]) -> Callable[[Bundle, Terms], Loader]:
     def make(bundle: Bundle, terms: Terms) -> Loader:
         metadata, layout = blob.build(bundle, terms.record)
-        return Loader(kind(layout, terms, metadata).bytes(), metadata, context_size(layout.maps, layout.programs))
+        return Loader(kind(layout, terms, metadata).bytes(), metadata, context_size(layout.objects))
 
     return make
 

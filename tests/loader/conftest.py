@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from bpfseal.runtime import bpf, bpf_info
+from bpfseal.signer.btf import Btf
 
 
 def why_no_bpf() -> str:
@@ -54,6 +55,7 @@ def objects_named(suffix: str) -> list[str]:
 @pytest.fixture
 def suffix(bpf_permitted: None) -> Iterator[str]:
     """Part of every name in the test; at the end no map or program with it may be left, and no descriptor."""
+    Btf.vmlinux()  # stays mapped, which takes a descriptor
     before = open_fds()
     own = os.urandom(3).hex()
     yield own

@@ -148,6 +148,16 @@ class Checks:
                 return {"loaded": f"{module}:{name}", "wrong": refusal(self.kernel, wrong)}
         return {"loaded": "", "wrong": {}}
 
+    def linked(self) -> Observed:
+        """Programs that the loader attaches: what they count without the client having done anything."""
+        targets = (("btf_trace_sys_enter", 23), ("vfs_getattr", 24), ("vfs_getattr", 25), ("bpf_lsm_inode_getattr", 27))
+        bundle = samples.linked(*targets, id_of=samples.kernel_id)
+        with load(bundle, sealed(self.kernel, bundle)) as loaded:
+            for _ in range(100):
+                os.stat("/")
+            counts = [int.from_bytes(bpf.map_lookup(fd, bytes(4), 8) or b"", "little") for fd in loaded.map_fds]
+            return {"counts": counts, "links": sorted(loaded.links)}
+
     def other_key(self) -> Observed:
         """A key that is not in the ring, a ring that does not exist, a signature that is none."""
         stranger = ring()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import msgspec
 
 from bpfseal.signer.asm import PSEUDO_MAP_IDX, Asm, R
-from bpfseal.signer.bundle import Attach, Attributes, Bundle, MapSpec, ProgramSpec
+from bpfseal.signer.btf import FUNC, TYPEDEF, Btf
+from bpfseal.signer.bundle import BUNDLE_VERSION, Attach, Attributes, Bundle, MapSpec, ProgramSpec
 
 ARRAY, RINGBUF = 2, 27
-SYSCALL, RAW_TRACEPOINT = 31, 17
+SYSCALL, RAW_TRACEPOINT, TRACING, LSM = 31, 17, 26, 29
 
 
 def counting(map_index: int = 0) -> bytes:
@@ -73,7 +75,7 @@ def counter_map(name: str = "counter", start: int = 0, *, frozen: bool = False) 
 
 
 def bundle(programs: tuple[ProgramSpec, ...], maps: tuple[MapSpec, ...], btf: bytes = b"") -> Bundle:
-    return Bundle(version=1, programs=programs, maps=maps, btf=btf)
+    return Bundle(version=BUNDLE_VERSION, programs=programs, maps=maps, btf=btf)
 
 
 def tiny() -> Bundle:
@@ -86,6 +88,32 @@ def small() -> Bundle:
     ring = MapSpec(name="ring", type=RINGBUF, key_size=0, value_size=0, max_entries=4096)
     maps = (counter_map(start=40), ring, counter_map("limit", 7, frozen=True))
     return bundle((program("count_and_tell", counting_and_telling(0, 1)),), maps)
+
+
+def kernel_id(target: str) -> int:
+    """BTF id of a function or a tracepoint of this kernel."""
+    return Btf.vmlinux().find(target, TYPEDEF if target.startswith("btf_trace_") else FUNC)
+
+
+def linked(*functions: tuple[str, int], id_of: Callable[[str], int], cookie: int = 0) -> Bundle:
+    """A counter for each (target in BTF, attach type), attached by the loader."""
+    programs = tuple(
+        program(
+            f"linked{number}",
+            counting(number),
+            LSM if target.startswith("bpf_lsm_") else TRACING,
+            expected_attach_type=kind,
+            attach_btf=target,
+            attach_btf_id=id_of(target),
+            linked=True,
+        )
+        for number, (target, kind) in enumerate(functions)
+    )
+    point = Attach(kind="trace", probe="fentry:x", cookies=(cookie,) if cookie else ())
+    return bundle(
+        tuple(msgspec.structs.replace(p, attach=(point,)) for p in programs),
+        tuple(counter_map(f"counter{number}") for number in range(len(programs))),
+    )
 
 
 def named(sample: Bundle, suffix: str) -> Bundle:

@@ -42,9 +42,11 @@ def dump(loader: Loader) -> str:
 
 
 @pytest.mark.parametrize("name", TERMS)
-@pytest.mark.parametrize("sample", ["tiny", "small"])
+@pytest.mark.parametrize("sample", ["tiny", "small", "linked"])
 def test_golden(name: str, sample: str) -> None:
-    got = dump(emit(getattr(samples, sample)(), TERMS[name]))
+    linked = (("btf_trace_sys_enter", 23), ("vfs_read", 24))
+    made = samples.linked(*linked, id_of=len, cookie=7) if sample == "linked" else getattr(samples, sample)()
+    got = dump(emit(made, TERMS[name]))
     path = GOLDEN / f"{sample}-{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
@@ -125,7 +127,7 @@ def one_map(**members: object) -> Bundle:
     ("bundle", "abi", "message"),
     [
         (samples.tiny(), 1, "exclusive"),
-        (samples.many(4001, 4000), 0, "8000 is the most"),
+        (samples.many(4001, 4000), 0, "a loader can make 8000"),
         (samples.bundle((samples.program("p", b"1234567"),), ()), 0, "no instructions"),
         (samples.bundle((samples.program("p", b""),), ()), 0, "no instructions"),
         (one_map(max_entries=1 << 32), 0, "does not fit"),
@@ -144,7 +146,7 @@ def test_parse_context() -> None:
     assert parse_context(good, 3, 1) == LoadResult((10, 11, 12), (13,), Stage.DONE, 0, 0)
     bad = struct.pack("<QIIIIixxxx4i", 0, 0, 0, Stage.PROGRAM, 3, -errno.EACCES, 10, 11, 12, 13)
     assert parse_context(bad, 3, 1) == LoadResult((), (), Stage.PROGRAM, 3, errno.EACCES)
-    for nonsense in (good[:-1], good[:16] + b"\x08" + good[17:], good[:24] + b"\x01" + good[25:]):
+    for nonsense in (good[:-1], good[:16] + b"\x09" + good[17:], good[:24] + b"\x01" + good[25:]):
         with pytest.raises(BpfsealError):
             parse_context(nonsense, 3, 1)
 

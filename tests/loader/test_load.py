@@ -71,6 +71,40 @@ def test_attached_it_counts_events(suffix: str) -> None:
         assert counter(loaded.map_fds[0]) >= 100
 
 
+@pytest.mark.parametrize("cookie", [0, 1 << 63])
+def test_the_loader_attaches(suffix: str, cookie: int) -> None:
+    """Without a hand of the client's; the link is what keeps it attached."""
+    targets = (("btf_trace_sys_enter", 23), ("btf_trace_sys_exit", 23))
+    bundle = samples.named(samples.linked(*targets, id_of=samples.kernel_id, cookie=cookie), suffix)
+    with load(bundle, seal_locally(bundle)) as loaded:
+        for _ in range(100):
+            os.stat("/")
+        assert sorted(loaded.links) == [0, 1]
+        assert all(counter(fd) >= 100 for fd in loaded.map_fds)
+        for fd in loaded.links.values():
+            assert bpf_info.link_info(fd).prog_id in {bpf_info.prog_info(fd).id for fd in loaded.prog_fds}
+        os.close(loaded.links.pop(0))
+        time.sleep(0.1)  # for runs that are under way elsewhere
+        before = [counter(fd) for fd in loaded.map_fds]
+        os.stat("/")
+        after = [counter(fd) for fd in loaded.map_fds]
+        assert after[0] == before[0]
+        assert after[1] > before[1]
+
+
+def test_a_link_that_the_kernel_refuses(suffix: str) -> None:
+    """Says which probe, and the links that were made before are gone."""
+    from bpfseal.runtime.attach import AttachError
+
+    good = samples.linked(("btf_trace_sys_enter", 23), id_of=samples.kernel_id)
+    bad = samples.program("raw", samples.counting(0), linked=True)  # of a type that no loader can link
+    bundle = samples.named(msgspec.structs.replace(good, programs=(*good.programs, bad)), suffix)
+    before = open_fds()
+    with pytest.raises(AttachError, match="Unable to attach probe: rawtracepoint:sys_enter: Invalid argument"):
+        load(bundle, seal_locally(bundle))
+    assert open_fds() == before
+
+
 def test_rejection_names_the_program_and_its_reason(suffix: str) -> None:
     bundle = samples.named(
         samples.bundle(

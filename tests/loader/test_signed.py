@@ -69,6 +69,13 @@ def test_a_target_in_a_module_is_found_by_name_and_must_have_the_sealed_id(seen:
     assert (check["wrong"]["stage"], check["wrong"]["errno"]) == ("TARGET", "ENOENT")
 
 
+def test_the_loader_attaches(seen: tuple[int, Results]) -> None:
+    """A BTF-typed tracepoint, fentry, fexit, an LSM hook."""
+    check = seen[1]["linked"]
+    assert check["links"] == [0, 1, 2, 3]
+    assert all(count >= 100 for count in check["counts"]), check
+
+
 def test_wrong_keys(seen: tuple[int, Results]) -> None:
     checks = {name: seen[1]["other_key"][name] for name in ("foreign", "gone", "junk")}
     assert errnos(checks) == {"foreign": "ENOKEY", "gone": "EINVAL", "junk": "EBADMSG"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bpfseal.signer import helpers as known
-from bpfseal.signer.bundle import Attach, Attributes, Bundle, MapSpec, ProgramSpec
+from bpfseal.signer.bundle import BUNDLE_VERSION, Attach, Attributes, Bundle, MapSpec, ProgramSpec
 
 U8, U16, U32, U64 = 0x10, 0x08, 0x00, 0x18
 
@@ -137,7 +137,7 @@ COUNTED = declare(COUNT, "map_lookup_elem", maps=((0, ("read", "write")),))
 
 
 def bundle(*programs: ProgramSpec, maps: tuple[MapSpec, ...] = (HASH, ARRAY, RING), **more: Any) -> Bundle:
-    return Bundle(version=1, programs=programs or (program(COUNT, COUNTED),), maps=maps, **more)
+    return Bundle(version=BUNDLE_VERSION, programs=programs or (program(COUNT, COUNTED),), maps=maps, **more)
 
 
 def simple(insns: bytes, *helpers: str, **more: Any) -> Bundle:

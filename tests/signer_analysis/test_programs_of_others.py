@@ -15,7 +15,7 @@ from bpfseal.signer import loader_blob as blob
 from bpfseal.signer.ahead import AheadSealer
 from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.btf import Btf, BtfError
-from bpfseal.signer.bundle import UNDECLARED, Bundle, MapSpec, ProgramSpec
+from bpfseal.signer.bundle import BUNDLE_VERSION, UNDECLARED, Bundle, MapSpec, ProgramSpec
 from bpfseal.signer.check import ProgramFindings, check
 from bpfseal.signer.loader import Terms, emit
 from bpfseal.signer.program_target import ProgramTarget, program_target
@@ -30,7 +30,7 @@ ONE = movi(0, 1) + EXIT
 
 def bundle(type: int, code: bytes, **more: Any) -> Bundle:
     spec = ProgramSpec(name="p", type=type, insns=code, declared=UNDECLARED, attach=(), **more)
-    return Bundle(version=1, programs=(spec,), maps=(JUMPS,), source="x")
+    return Bundle(version=BUNDLE_VERSION, programs=(spec,), maps=(JUMPS,), source="x")
 
 
 def found(type: int, code: bytes, **more: Any) -> ProgramFindings:

@@ -6,7 +6,7 @@ import pytest
 
 from bpfseal.signer import helpers as known
 from bpfseal.signer.analyse import Kernel
-from bpfseal.signer.bundle import Attach, Attributes, Bundle, ProgramSpec, SealRequest
+from bpfseal.signer.bundle import BUNDLE_VERSION, Attach, Attributes, Bundle, ProgramSpec, SealRequest
 from bpfseal.signer.cfg import split
 from bpfseal.signer.check import check
 from bpfseal.signer.identity import Identity
@@ -112,7 +112,7 @@ def packet_program(type: int, attach: Attach, code: bytes, attach_type: int) -> 
         declared=Attributes(insns=len(code) // 8),
         attach=(attach,),
     )
-    return Bundle(version=1, programs=(spec,), maps=(), source="x")
+    return Bundle(version=BUNDLE_VERSION, programs=(spec,), maps=(), source="x")
 
 
 @pytest.mark.parametrize(
