@@ -19,6 +19,7 @@ from bpfseal.runtime.dwarf_entries import DEPTH, die_name, end_address, file_nam
 from bpfseal.runtime.elf import Elf
 
 if TYPE_CHECKING:
+    from elftools.dwarf.aranges import ARanges
     from elftools.dwarf.compileunit import CompileUnit
     from elftools.dwarf.die import DIE
     from elftools.dwarf.dwarfinfo import DWARFInfo
@@ -91,6 +92,11 @@ class Dwarf:
             self._file = open(self._path, "rb")  # noqa: SIM115 - read lazily for as long as this lives
             return ELFFile(self._file).get_dwarf_info(follow_links=True)
 
+    @cached_property
+    def _ranges(self) -> ARanges | None:
+        """The table of which unit has which addresses: 0.1 s for a C library's, and it is not kept there."""
+        return self._info.get_aranges()
+
     # Functions
 
     def arguments(self, point: Point) -> Args:
@@ -151,8 +157,7 @@ class Dwarf:
 
     def _units_at(self, address: int) -> Iterator[CompileUnit]:
         """Units that may hold the function at an address: by the table of ranges, else by their own ranges."""
-        ranges = self._info.get_aranges()
-        offset = ranges.cu_offset_at_addr(address) if ranges is not None else None
+        offset = self._ranges.cu_offset_at_addr(address) if self._ranges is not None else None
         if offset is not None:
             yield self._info.get_CU_at(offset)
             return
