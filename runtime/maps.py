@@ -59,7 +59,10 @@ class ScriptMap:
     def raw(self) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) bytes as the kernel has them; per-CPU values side by side."""
         layout = self.layout
-        return bpf.map_items(self.fd, layout.key_size, self._stride * self._cpus, max(layout.max_entries, 1))
+        try:
+            yield from bpf.map_items(self.fd, layout.key_size, self._stride * self._cpus, max(layout.max_entries, 1))
+        except OSError as error:
+            raise BpfsealError(f"cannot read map {layout.name}: {error.strerror}") from None
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """(key, value) in the kernel's order."""

@@ -90,7 +90,11 @@ class Counts:
             return
         skipped = dict(self._missed)
         for number, program in enumerate(self._session.bundle.programs):
-            if program.attach and (misses := prog_info(self._session.program_fd(number)).recursion_misses):
+            try:
+                misses = prog_info(self._session.program_fd(number)).recursion_misses if program.attach else 0
+            except OSError:
+                break  # the kernel does not say
+            if misses:
                 probe = program.attach[0].probe
                 skipped[probe] = skipped.get(probe, 0) + misses
         for probe, times in skipped.items():

@@ -17,6 +17,7 @@ from bpfseal.runtime.render import make_output
 from bpfseal.runtime.sealing import Signing
 from bpfseal.runtime.sink import OutputSink
 from bpfseal.runtime.title import show_own_name
+from bpfseal.signer.syscall import NUMBERS
 
 
 def main(options: Options) -> int:
@@ -72,7 +73,9 @@ def run(options: Options, built: Built, trace: Trace) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # Of all that a trace does only writing lets an OSError through.
+        if error.filename in NUMBERS:
+            raise BpfsealError(f"the kernel refused {error.filename}() while the trace ran: {error.strerror}") from None
+        # Of all else that a trace does only writing lets an OSError through.
         raise BpfsealError(f"cannot write to {options.output or 'stdout'}: {error.strerror}") from None
     finally:
         _abandon(file)

@@ -150,11 +150,13 @@ class Checks:
 
     def linked(self) -> Observed:
         """Programs that the loader attaches: what they count without the client having done anything."""
-        targets = (("btf_trace_sys_enter", 23), ("vfs_getattr", 24), ("vfs_getattr", 25), ("bpf_lsm_inode_getattr", 27))
+        targets = (("btf_trace_sys_enter", 23), ("vfs_read", 24), ("vfs_read", 25), ("bpf_lsm_inode_getattr", 27))
         bundle = samples.linked(*targets, id_of=samples.kernel_id)
         with load(bundle, sealed(self.kernel, bundle)) as loaded:
-            for _ in range(100):
-                os.stat("/")
+            with open("/etc/passwd", "rb", buffering=0) as file:
+                for _ in range(100):
+                    os.stat("/")
+                    file.read(1)
             counts = [int.from_bytes(bpf.map_lookup(fd, bytes(4), 8) or b"", "little") for fd in loaded.map_fds]
             return {"counts": counts, "links": sorted(loaded.links)}
 
