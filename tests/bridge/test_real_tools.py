@@ -95,10 +95,11 @@ def test_refused_alone_and_working_under_exec(kernel: str, part: str, tmp_path: 
     if not tried:
         pytest.skip("; ".join(sorted({row["skipped"] for row in found})))
     for row in tried:
-        assert not row["alone"], row
-        assert row["exec"], row
-        assert row["loaded"] > 0, row
-        assert row["audited"] >= row["loaded"], row
+        said = json.dumps(row)  # all of it
+        assert not row["alone"], said
+        assert row["exec"], said
+        assert row["loaded"] > 0, said
+        assert row["audited"] >= row["loaded"], said
 
 
 def main() -> None:
