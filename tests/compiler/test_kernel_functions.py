@@ -7,7 +7,7 @@ import os
 import pytest
 
 from bpfseal.errors import BpfsealError
-from tests.compiler.harness import compiled, run, why_not
+from tests.compiler.harness import compiled, environment, run, why_not
 
 PID = os.getpid()
 
@@ -61,6 +61,34 @@ def test_kretprobe_result() -> None:
         f"kretprobe:vfs_read /pid == {PID} && retval > 0/ {{ @ = count(); @bytes = max(retval); }}", act=read_files
     )
     assert count_of(found, "@") >= 50
+
+
+@kprobes
+def test_entry_and_result_of_one_function() -> None:
+    """One session, where the kernel has them."""
+    found = run(
+        f"kprobe:vfs_read /pid == {PID}/ {{ @in[func] = count(); @size = max(arg2); }} "
+        f"kretprobe:vfs_read /pid == {PID} && retval > 0/ {{ @out = count(); @got = max(retval); }}",
+        act=read_files,
+    )
+    assert count_of(found, "@in[vfs_read]") >= count_of(found, "@out") >= 50
+    assert count_of(found, "@size") >= count_of(found, "@got") > 0
+
+
+@kprobes
+def test_functions_that_are_only_in_the_types() -> None:
+    """The compiler has put them into others: skipped with missing_probes, the other functions are traced."""
+    functions, types = environment().world.functions, environment().world.types
+    assert types is not None
+    names = set(types.function_names().decode().split()) - functions.names
+    gone = next((name for name in sorted(names) if functions.address(name) is None), None)
+    if gone is None:
+        pytest.skip("all functions of the types are there")
+    text = f"kprobe:vfs_read,kprobe:{gone} /pid == {PID}/ {{ @ = count(); }}"
+    found = run('config = { missing_probes = "ignore" } ' + text, act=read_files)
+    assert count_of(found, "@") >= 50
+    with pytest.raises(BpfsealError, match="Unable to attach probe"):
+        run(text, act=read_files)
 
 
 @kprobes
