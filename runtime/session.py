@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from bpfseal.compiler import layout
 from bpfseal.compiler.layout import Reader
 from bpfseal.errors import BpfsealError
+from bpfseal.runtime import wakeup
 from bpfseal.runtime.load import Loaded, load
 from bpfseal.runtime.maps import Maps
 from bpfseal.runtime.session_attach import Probes
@@ -85,6 +86,7 @@ class Session:
         self._epoll: select.epoll | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._target_fd = -1
+        self._signal_fd = -1
         self._loaded: Loaded | None = None
         try:
             if command is not None:
@@ -101,6 +103,9 @@ class Session:
             self._epoll.register(self._wake, select.EPOLLIN)
             for ring in self.events.rings:
                 self._epoll.register(ring.fd, select.EPOLLIN)
+            self._signal_fd = wakeup.acquire()
+            if self._signal_fd >= 0:
+                self._epoll.register(self._signal_fd, select.EPOLLIN)
         except BaseException:
             self.close()
             raise
@@ -198,6 +203,8 @@ class Session:
             for fd, _ in ready:
                 if fd == self._wake:
                     self._stopping = True
+                elif fd == self._signal_fd:
+                    wakeup.drain(fd)
                 elif fd == self._target_fd:
                     self._target_ended()
                 elif self.mappings is not None and fd in self.mappings.descriptors:
@@ -287,6 +294,8 @@ class Session:
             os.close(self._target_fd)
         if self._epoll is not None:
             self._epoll.close()
+        if self._signal_fd >= 0:
+            wakeup.release()
         os.close(self._wake)
 
     def __enter__(self) -> Session:
