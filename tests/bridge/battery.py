@@ -32,7 +32,7 @@ XDP_TOOLS = "dpkg-query -W -f '${Version}' xdp-tools"  # they do not all say
 KEPT = 600  # characters of what a tool said
 SCRIPT = (
     'kprobe:vfs_read { @reads = count(); } tracepoint:syscalls:sys_enter_openat { @opens = count(); } '
-    'BEGIN { printf("began\\n"); } interval:s:2 { exit(); }'
+    'BEGIN { printf("began\\n"); } interval:s:6 { exit(); }'
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def tools(objects: str) -> list[Tool]:
         Tool(
             "bpftrace fentry",
             "bpftrace --version",
-            "bpftrace -e 'kfunc:vfs_read { @reads = count(); } interval:s:2 { exit(); }'",
+            "bpftrace -e 'kfunc:vfs_read { @reads = count(); } interval:s:6 { exit(); }'",
             r"@reads: [1-9]",
             needs="bpftrace",
         ),
