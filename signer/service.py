@@ -31,7 +31,7 @@ from bpfseal.signer.users import Users
 CHECKPOINT_SECONDS = 60
 # Requests of one turn share one sync of the log, which takes as long as one to five of them. But nobody waits long for
 # others, and one that takes seconds is a turn by itself.
-TURN_NS = 12_000_000
+TURN_NS = 4_000_000
 TURNS = 2  # whose records are on their way to the disk: one is being synced, one comes next
 
 Deliver = Callable[[int, protocol.Reply], None]
