@@ -39,7 +39,7 @@ def decode_integer(text: str) -> int:
     Suffixes of size (u, l, ul, …) change nothing; those of time (ns, us, ms, s, m, h, d) multiply up to nanoseconds.
     Raises LiteralError for anything that does not fit 64 bits.
     """
-    if text.isdigit() and text[0] != "0" and len(text) < 19:
+    if text.isascii() and text.isdigit() and text[0] != "0" and len(text) < 19:
         return int(text)
     found = _INTEGER.match(text)
     if found is None:

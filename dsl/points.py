@@ -65,6 +65,8 @@ LANGUAGES = ("cpp",)
 LISTED = ("kprobe", "tracepoint", "software", "hardware", "fentry", "iter", "rawtracepoint")
 LISTED_USER = ("uprobe", "usdt")
 
+_LONGEST = 64  # pattern for the name of a provider
+
 REMOVED = {
     "asyncwatchpoint": "use watchpoint:ADDRESS:LENGTH:MODE",
     "aw": "use watchpoint:ADDRESS:LENGTH:MODE",
@@ -177,6 +179,8 @@ def _several(text: str, pattern: str, rest: Parts, pid: bool, unsafe: bool) -> t
     user = pid or (bool(rest) and "/" in rest[0])
     if not rest:
         pattern, rest = "*", (pattern,)
+    if len(pattern) > _LONGEST:  # fnmatch takes quadratic time for brackets
+        raise PointError(f"no probe type matches '{pattern[:_LONGEST]}…'")
     found = []
     for kind in LISTED_USER if user else LISTED:
         if fnmatchcase(kind, pattern):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from bpfseal.dsl.points import PROVIDERS, PointError, canonical, specs, split, substitute
@@ -176,3 +178,17 @@ def test_parameters() -> None:
     for text in ("k:$0", "k:$x", "k:$", "k:$99999999999"):
         with pytest.raises(PointError, match="no positional parameter"):
             substitute(text, params)
+
+
+@pytest.mark.parametrize("text", ["profile:hz:²9", "interval:s:٣", "kprobe:f+²"])
+def test_digits_of_other_scripts_are_no_numbers(text: str) -> None:
+    """`str.isdigit` is true for them, `int` takes some and fails for others."""
+    with pytest.raises(PointError):
+        specs(text)
+
+
+def test_a_long_pattern_for_the_provider_takes_no_time() -> None:
+    begin = time.process_time()
+    with pytest.raises(PointError, match="no probe type matches"):
+        specs("w" + "[" * 60_000 + ":0x10000000:8:rw")
+    assert time.process_time() - begin < 2

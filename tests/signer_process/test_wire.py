@@ -87,7 +87,7 @@ BAD_BUNDLES = {
     "nested-deep": b"\x91" * 50_000,
     "not-canonical": small_bundle() + b"\x00",
     "cut": small_bundle()[:-1],
-    "version": small_bundle().replace(b"\xa7version\x01", b"\xa7version\x02"),
+    "version": small_bundle().replace(b"\xa7version\x02", b"\xa7version\x01"),
 }
 
 
