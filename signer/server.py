@@ -330,6 +330,7 @@ class Server:
 
     def close(self) -> None:
         signal.set_wakeup_fd(-1)
+        self._service.collect(wait=True)  # what is recorded is sent
         for connection in list(self._connections):
             self._close(connection)
         if self._listener is not None:

@@ -143,10 +143,10 @@ class Service:
         """What is readable when `collect` has something to do; -1 when it never has."""
         return -1 if self._audit.syncs is None else self._audit.syncs.fileno()
 
-    def collect(self) -> None:
-        """Deliver what has reached the disk."""
+    def collect(self, *, wait: bool = False) -> None:
+        """Deliver what has reached the disk; with `wait`, all that is on its way there."""
         if self._audit.syncs is not None:
-            self._audit.syncs.collect()
+            self._audit.syncs.collect(wait=wait)
 
     def _with_records(
         self, work: list[tuple[int, Identity, Callable[[int], Outcome]]], deliver: Deliver, wait: bool

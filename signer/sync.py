@@ -21,9 +21,8 @@ MOST = 16  # at the same time
 # include/uapi/linux/aio_abi.h
 _FDSYNC = 3
 _RESFD = 1
-_IOCB = struct.Struct(
-    "=QIIHhIQQqQII"
-)  # data, key, rw_flags, opcode, priority, fd, buf, nbytes, offset, -, flags, resfd
+# data, key, rw_flags, opcode, priority, fd, buf, nbytes, offset, -, flags, resfd
+_IOCB = struct.Struct("=QIIHhIQQqQII")
 _EVENT = struct.Struct("=QQqq")  # data, iocb, result, -
 
 

@@ -114,6 +114,20 @@ def test_a_thousand_kills_under_load() -> None:
         assert all(pool.map(fifty_kills, range(20)))
 
 
+def test_what_is_recorded_is_sent_before_the_helper_ends() -> None:
+    """SIGTERM under load: no seal is on disk that its client did not get."""
+    for _ in range(4):
+        with running() as helper:
+            load = Load(helper, 8)
+            time.sleep(0.3)
+            helper.process.terminate()
+            load.join()
+            assert load.trouble == []
+            recorded = {record["seq"] for record in audit_read.records(str(helper.audit)) if record["event"] == "seal"}
+            assert {record for record, _ in load.seen} == recorded
+            assert recorded
+
+
 def test_client_killed_at_random_points() -> None:
     """The helper outlives its clients, whatever they were in the middle of."""
     chance = random.Random(8)
