@@ -11,6 +11,7 @@ from functools import cache
 
 from msgspec import Struct
 
+from bpfseal.dsl.registers import X86_64
 from bpfseal.errors import BpfsealError
 
 
@@ -28,33 +29,8 @@ class Registers(Struct, frozen=True):
     stack_argument: int
 
 
-_X86 = [
-    "r15",
-    "r14",
-    "r13",
-    "r12",
-    "bp",
-    "bx",
-    "r11",
-    "r10",
-    "r9",
-    "r8",
-    "ax",
-    "cx",
-    "dx",
-    "si",
-    "di",
-    "orig_ax",
-    "ip",
-    "cs",
-    "flags",
-    "sp",
-    "ss",
-]  # fmt: skip
-
-
 def _x86() -> Registers:
-    at = {name: 8 * n for n, name in enumerate(_X86)}
+    at = {name: 8 * n for n, name in enumerate(X86_64)}
     return Registers(
         at,
         tuple(at[name] for name in ("di", "si", "dx", "cx", "r8", "r9")),

@@ -7,6 +7,7 @@ from bpfseal.dsl.check import arguments, fold, names
 from bpfseal.dsl.check.arguments import Rule
 from bpfseal.dsl.check.conversions import as_int, to_int
 from bpfseal.dsl.check.state import State, nothing
+from bpfseal.dsl.registers import X86_64
 from bpfseal.dsl.source import NOWHERE, Span
 from bpfseal.dsl.table import near
 from bpfseal.dsl.table_config import STACK_MODES
@@ -28,31 +29,6 @@ from bpfseal.dsl.types import (
     Type,
     size_of,
 )
-
-# struct pt_regs of x86-64, arch/x86/include/asm/ptrace.h.
-REGISTERS = [
-    "r15",
-    "r14",
-    "r13",
-    "r12",
-    "bp",
-    "bx",
-    "r11",
-    "r10",
-    "r9",
-    "r8",
-    "ax",
-    "cx",
-    "dx",
-    "si",
-    "di",
-    "orig_ax",
-    "ip",
-    "cs",
-    "flags",
-    "sp",
-    "ss",
-]  # in order of memory
 
 MAX_STACK_DEPTH = 1024
 DEFAULT_STACK_DEPTH = 127  # PERF_MAX_STACK_DEPTH, include/uapi/linux/perf_event.h
@@ -130,9 +106,9 @@ def reg(c: State, node: ast.Call) -> typed.Expr:
     if name is None:
         return nothing(node.span)
     name = {"pc": "ip"}.get(name, name)
-    if name not in REGISTERS:
-        close = near(name.removeprefix("r").removeprefix("e"), REGISTERS, 2)
-        hint = "did you mean " + " or ".join(close) + "?" if close else "registers are " + " ".join(sorted(REGISTERS))
+    if name not in X86_64:
+        close = near(name.removeprefix("r").removeprefix("e"), X86_64, 2)
+        hint = "did you mean " + " or ".join(close) + "?" if close else "registers are " + " ".join(sorted(X86_64))
         return c.error(node.args[0].span, f"'{name}' is not a register of x86_64", hint)
     if c.deferred >= 0:
         return names.not_later(c, "reg()", node.span)

@@ -33,7 +33,7 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         ("--every",),
         {"metavar": "TIME", "type": arguments.duration, "default": 0.5, "help": "how often --live draws (500ms)"},
     ),
-    (("--pid",), {"type": int, "default": 0, "help": "trace this process; the trace ends with it"}),
+    (("--pid",), {"type": int, "default": 0, "help": "trace this process only; the trace ends with it"}),
     (("--cmd",), {"help": "run this command and trace it; the trace ends with it"}),
     (("--signing",), {"choices": ("auto", "require", "off"), "default": "auto", "help": "as on the command line"}),
     (("--policy",), {"help": "policy of the private helper"}),
