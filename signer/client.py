@@ -407,7 +407,8 @@ def start_private(
         )
     except OSError as error:
         ours.close()
-        raise SignerError(f"cannot start a private signing helper: {error.strerror}") from None
+        what = f" ({error.filename})" if error.filename else ""
+        raise SignerError(f"cannot start a private signing helper{what}: {error.strerror}") from None
     finally:
         theirs.close()
     return SignerClient(ours, mode="private", child=child)

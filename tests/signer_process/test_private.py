@@ -283,3 +283,11 @@ def test_an_ordinary_user_has_one_too() -> None:
         assert answer.startswith("private, no capabilities, not dumpable"), answer
         assert "seccomp filter" in answer
         assert "uid 20004" in answer
+
+
+def test_an_interpreter_that_cannot_be_started_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where it is in the home of another user."""
+    missing = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(missing))
+    with pytest.raises(SignerError, match=f"cannot start a private signing helper \\({missing}\\): No such file"):
+        start_private(audit=str(tmp_path / "log" / "audit.jsonl"))
