@@ -153,7 +153,9 @@ class Life:
 
     def _release(self) -> None:
         """What there is beside the session."""
-        self._resolver = None
+        if self._resolver is not None:
+            self._resolver.close()
+            self._resolver = None
         if self._sealer is not None:
             self._sealer.close()
             self._sealer = None

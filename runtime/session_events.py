@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bpfseal.runtime.ring import RingReader
 
@@ -137,15 +137,21 @@ class Events:
             ring.close()
 
 
-def shows_addresses(reader: Reader) -> bool:
-    """Whether a script shows addresses of processes by name."""
+OF_PROCESSES: Final = ("ustack", "usym")
+OF_THE_KERNEL: Final = ("kstack", "ksym")
+
+
+def shows_addresses(reader: Reader, kinds: tuple[str, ...] = OF_PROCESSES) -> bool:
+    """Whether a script shows addresses by name, of processes unless said otherwise."""
     shapes = [field.shape for event in reader.events for field in event.fields]
     shapes += [shape for layout in reader.maps for shape in (layout.key, layout.value) if shape is not None]
-    return any(map(_is_address, shapes))
+    return any(_is_address(shape, kinds) for shape in shapes)
 
 
-def _is_address(shape: Shape) -> bool:
-    if shape.kind in ("ustack", "usym"):
+def _is_address(shape: Shape, kinds: tuple[str, ...]) -> bool:
+    if shape.kind in kinds:
         return True
-    element = shape.element
-    return any(_is_address(member.shape) for member in shape.members) or (element is not None and _is_address(element))
+    parts = [member.shape for member in shape.members]
+    if shape.element is not None:
+        parts.append(shape.element)
+    return any(_is_address(part, kinds) for part in parts)

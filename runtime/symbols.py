@@ -1,7 +1,5 @@
-"""Addresses to names through bcc's symbol caches (libbcc), loaded when the first address is shown.
-
-bcc comes as a Debian package (python3-bpfcc) and not from PyPI, so it is looked for in Debian's folder too, with the
-rest of that folder kept out of the way. Without it addresses print as numbers, and that is said once.
+"""Addresses to names, of the kernel and of processes: bcc's symbol tables, and what is known of processes that have
+ended. Without libbcc (Debian: libbpfcc) addresses print as numbers, and that is said once.
 """
 
 from __future__ import annotations
@@ -9,53 +7,66 @@ from __future__ import annotations
 import os
 import sys
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bpfseal.errors import BpfsealError
+from bpfseal.runtime.symbol_process import SymbolProcess
 
 if TYPE_CHECKING:
     from bpfseal.runtime.mappings import Mappings
 
-_DEBIAN = "/usr/lib/python3/dist-packages"
-
 
 @cache
-def _bcc() -> Any:
-    """The bcc module or None."""
-    try:
-        import bcc
-    except ImportError:
-        sys.path.append(_DEBIAN)
-        try:
-            import bcc
-        except (ImportError, OSError):
-            sys.stderr.write("bpfseal: note: no symbols: install python3-bpfcc to see names instead of addresses\n")
-            return None
-        finally:
-            sys.path.remove(_DEBIAN)
-    except OSError:
-        return None
-    return bcc
+def _tell_missing() -> None:
+    sys.stderr.write("bpfseal: note: no symbols: install libbpfcc to see names instead of addresses\n")
 
 
 class Symbols:
     """Resolves kernel and user addresses; caches one symbol table per process."""
 
-    def __init__(self, *, demangle: bool = True, mappings: Mappings | None = None, program: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        demangle: bool = True,
+        mappings: Mappings | None = None,
+        program: str = "",
+        process: SymbolProcess | None = None,
+    ) -> None:
         """`mappings`: of processes that may have ended by now. `program`: the file that others ran which have ended, if
-        its addresses are fixed."""
+        its addresses are fixed. `process`: bcc's tables, if they are being read already."""
         self._mappings = mappings
         self._demangle = demangle
-        self._caches: dict[int, Any] = {}
+        self._process = process or SymbolProcess()
         self._known: dict[tuple[int, int], tuple[str, int, str]] = {}
         self._program = program
 
+    def close(self) -> None:
+        """End the process that reads the tables; what was looked up stays."""
+        self._process.close()
+
     def resolve(self, address: int, pid: int = -1) -> tuple[str, int, str]:
         """(name, offset into it, module) of an address; pid -1 for the kernel. Name "" when unknown."""
-        known = self._known.get((pid, address))
-        if known is None:
-            known = self._known[pid, address] = self._look_up(address, pid)
-        return known
+        if (pid, address) not in self._known:
+            self.prepare([address], pid)
+        return self._known[pid, address]
+
+    def prepare(self, addresses: list[int], pid: int = -1) -> None:
+        """Look all of them up at once: a question to another process takes longer than the answer."""
+        new = [address for address in dict.fromkeys(addresses) if (pid, address) not in self._known]
+        if not new:
+            return
+        found = self._process.look_up(pid, new, demangle=self._demangle)
+        if found is None and self._process.missing:
+            _tell_missing()
+        for address, one in zip(new, found or [("", 0, "")] * len(new), strict=True):
+            self._known[pid, address] = one if one[0] or pid < 0 else self._elsewhere(address, pid) or one
+
+    def _elsewhere(self, address: int, pid: int) -> tuple[str, int, str] | None:
+        """Of a process that has ended, as a rule."""
+        found = self._from_file(address, pid) if self._mappings is not None else None
+        if (found is None or not found[0]) and self._program and not os.path.exists(f"/proc/{pid}"):
+            return self._in_program(address, self._program) or found
+        return found
 
     def _from_file(self, address: int, pid: int) -> tuple[str, int, str]:
         assert self._mappings is not None
@@ -64,12 +75,6 @@ class Symbols:
             from bpfseal.runtime.demangle import demangle
 
             name = demangle(name) or name
-        return name, offset, module
-
-    def _look_up(self, address: int, pid: int) -> tuple[str, int, str]:
-        name, offset, module = self._find(address, pid)
-        if not name and pid >= 0 and self._program and not os.path.exists(f"/proc/{pid}"):
-            return self._in_program(address, self._program) or (name, offset, module)
         return name, offset, module
 
     def _in_program(self, address: int, path: str) -> tuple[str, int, str] | None:
@@ -81,25 +86,6 @@ class Symbols:
             return None
         symbol = elf.function_at(address) if elf.type == EXEC else None
         return (symbol.name, address - symbol.address, path) if symbol is not None else None
-
-    def _find(self, address: int, pid: int) -> tuple[str, int, str]:
-        cache = self._cache(pid)
-        if cache is None:
-            return self._from_file(address, pid) if self._mappings is not None and pid >= 0 else ("", 0, "")
-        name, offset, module = cache.resolve(address, self._demangle)
-        if not name and pid >= 0 and self._mappings is not None:
-            return self._from_file(address, pid)
-        return (
-            name.decode("utf-8", "surrogateescape") if name else "",
-            int(offset or 0),
-            module.decode("utf-8", "surrogateescape") if module else "",
-        )
-
-    def _cache(self, pid: int) -> Any:
-        if pid not in self._caches:
-            bcc = _bcc()
-            self._caches[pid] = bcc.SymbolCache(pid) if bcc is not None else None
-        return self._caches[pid]
 
     def kernel(self, address: int, *, offset: bool = False) -> str:
         """ "name" or "name+offset"; an unknown address as 0x…, no address as 0."""
@@ -119,6 +105,8 @@ class Symbols:
 def stack_text(symbols: Symbols, space: str, mode: str, frames: list[int], pid: int) -> str:
     """A stack in one of bpftrace's modes, from the newline in front to the last line's."""
     lines = ["\n"]
+    if mode != "raw":
+        symbols.prepare(frames, -1 if space == "kernel" else pid)
     for address in frames:
         if mode == "raw":
             lines.append(f"{address:x}\n")

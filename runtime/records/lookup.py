@@ -87,7 +87,9 @@ class Lookup:
     def close(self) -> None:
         """Forget the session. `learn` what is to be kept before."""
         with self._lock:
-            self._resolver = None
+            if self._resolver is not None:
+                self._resolver.close()
+                self._resolver = None
 
 
 def username(uid: int) -> str:

@@ -7,10 +7,12 @@ import time
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from bpfseal.runtime.session_events import OF_THE_KERNEL, shows_addresses
 from bpfseal.runtime.values import CgroupPathValue, StackValue, SymbolValue, TimestampValue
 
 if TYPE_CHECKING:
     from bpfseal.runtime.session import Session
+    from bpfseal.runtime.symbol_process import SymbolProcess
     from bpfseal.runtime.symbols import Symbols
 
 
@@ -20,6 +22,13 @@ class Resolver:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._symbols: Symbols | None = None
+        self._process: SymbolProcess | None = None  # gets ready while the session does
+        kernel = shows_addresses(session.reader, OF_THE_KERNEL)
+        if kernel or shows_addresses(session.reader):
+            from bpfseal.runtime.symbol_process import SymbolProcess
+
+            self._process = SymbolProcess()
+            self._process.start(kernel=kernel)
         self._cgroups: dict[tuple[int, str], str] = {}
         self._since: dict[str, int] = {}
 
@@ -29,8 +38,19 @@ class Resolver:
             from bpfseal.runtime.symbols import Symbols
 
             demangle = bool(self._session.reader.config.get("cpp_demangle", True))
-            self._symbols = Symbols(demangle=demangle, mappings=self._session.mappings, program=self._program())
+            self._symbols = Symbols(
+                demangle=demangle,
+                mappings=self._session.mappings,
+                program=self._program(),
+                process=self._process,
+            )
         return self._symbols
+
+    def close(self) -> None:
+        """End what reads symbol tables; whatever is looked up later starts it again."""
+        for user in (self._process, self._symbols):
+            if user is not None:
+                user.close()
 
     def _program(self) -> str:
         """With cache_user_symbols = per_program: the one file that user probes are on. It gives names when a process is
@@ -64,6 +84,7 @@ class Resolver:
     def frames(self, stack: StackValue) -> list[str]:
         """Names of a stack's functions, innermost first, without offsets."""
         addresses = self._session.stack_frames(stack)
+        self.symbols.prepare(addresses, -1 if stack.space == "kernel" else stack.pid)
         if stack.space == "kernel":
             return [self.symbols.kernel(address) for address in addresses]
         return [self.symbols.user(address, stack.pid) for address in addresses]

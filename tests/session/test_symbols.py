@@ -231,7 +231,7 @@ def test_code_made_at_run_time(jit: tuple[int, int]) -> None:
         pytest.skip("no libbcc")
     name = Symbols().user(address + 5, pid, offset=True)
     if name.startswith("0x"):
-        pytest.skip("no python3-bpfcc here")
+        pytest.skip("no libbpfcc here")
     assert name == "made_at_run_time+5"
 
 
