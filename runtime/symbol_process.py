@@ -33,27 +33,31 @@ class SymbolProcess:
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._ready = False
-        self._missing = False
+        self._trouble = ""
         self._lock = allocate_lock()
         self._end: weakref.finalize[..., SymbolProcess] | None = None
 
     def start(self, *, kernel: bool = False) -> None:
         """Begin to get ready, with the kernel's table if it will be asked for. Does not wait; never raises."""
         with self._lock:
-            if self._socket is None and not self._missing:
+            if self._socket is None and not self._trouble:
                 with suppress(OSError):  # `look_up` tries again
                     self._spawn(kernel)
 
     def look_up(self, pid: int, addresses: list[int], *, demangle: bool) -> list[tuple[str, int, str]] | None:
         """(name, offset into it, module) for each address, "" for what is unknown; pid -1 for the kernel. None where
-        there is no libbcc, or it dies of these addresses."""
+        there is none to be had, see `trouble`, or it dies of these addresses."""
         with self._lock:
             for _ in range(_TRIES):
-                if self._missing:
+                if self._trouble:
                     break
                 try:
                     if self._socket is None:
                         self._spawn(pid == _KERNEL)
+                except OSError as error:
+                    self._trouble = f"cannot start {error.filename or 'a process'}: {error.strerror}"
+                    break
+                try:
                     return self._ask(pid, addresses, demangle)
                 except OSError:
                     self._close()
@@ -65,9 +69,9 @@ class SymbolProcess:
             self._close()
 
     @property
-    def missing(self) -> bool:
-        """Whether it has turned out that there is no libbcc."""
-        return self._missing
+    def trouble(self) -> str:
+        """Why there will be no names, "" for nothing."""
+        return self._trouble
 
     def _close(self) -> None:
         self._socket = None
@@ -103,8 +107,8 @@ class SymbolProcess:
         from bpfseal.runtime.symbol_server import ANSWER, LENGTH, REQUEST
 
         if not self._ready:
-            self._missing = self._read(1) == b"0"
-            if self._missing:
+            if self._read(1) == b"0":
+                self._trouble = "install libbpfcc to see names instead of addresses"
                 raise OSError("no libbcc")
             self._ready = True
         assert self._socket is not None

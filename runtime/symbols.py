@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @cache
-def _tell_missing() -> None:
-    sys.stderr.write("bpfseal: note: no symbols: install libbpfcc to see names instead of addresses\n")
+def _tell(trouble: str) -> None:
+    sys.stderr.write(f"bpfseal: note: no symbols: {trouble}\n")
 
 
 class Symbols:
@@ -56,8 +56,8 @@ class Symbols:
         if not new:
             return
         found = self._process.look_up(pid, new, demangle=self._demangle)
-        if found is None and self._process.missing:
-            _tell_missing()
+        if self._process.trouble:
+            _tell(self._process.trouble)
         for address, one in zip(new, found or [("", 0, "")] * len(new), strict=True):
             self._known[pid, address] = one if one[0] or pid < 0 else self._elsewhere(address, pid) or one
 

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.host
 def process() -> Iterator[SymbolProcess]:
     process = SymbolProcess()
     found = process.look_up(os.getpid(), [address()], demangle=True)
-    if process.missing:
-        pytest.skip("no libbpfcc")
+    if process.trouble:
+        pytest.skip(process.trouble)
     assert found
     assert found[0][0] in ("getpid", "__getpid")
     yield process
@@ -164,6 +164,14 @@ def test_without_the_library_addresses_are_numbers(
     assert not servers()
 
 
+def test_one_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert Symbols().user(address(), os.getpid()) == f"0x{address():x}"
+    assert capfd.readouterr().err == (
+        "bpfseal: note: no symbols: cannot start /nowhere/python: No such file or directory\n"
+    )
+
+
 def test_a_server_that_always_dies_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "symbol_server.py"
     script.write_text("import socket; socket.socket(fileno=0).sendall(b'1')")
@@ -171,16 +179,21 @@ def test_a_server_that_always_dies_is_not_waited_for(monkeypatch: pytest.MonkeyP
     assert Symbols().user(address(), os.getpid()) == f"0x{address():x}"
 
 
-def test_a_trace_leaves_none() -> None:
+def test_a_trace_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one that is still getting ready."""
+    mark = f"test-{os.getpid()}-{time.monotonic_ns()}"
+    monkeypatch.setenv("BPFSEAL_TEST_MARK", mark)
     for program in ("BEGIN { exit(); @ = kstack; }", "BEGIN { print(ksym(0)); print(usym(0)); exit(); }"):
-        done = trace(program)
-        assert done.status == 0
-        assert not any(b"symbol_server" in line for line in command_lines())
+        assert trace(program).status == 0
+        assert not with_environment(mark.encode())
 
 
-def command_lines() -> Iterator[bytes]:
+def with_environment(mark: bytes) -> list[bytes]:
+    """Command lines of other processes which have this in their environment."""
+    found = []
     for name in os.listdir("/proc"):
-        if name.isdigit():
+        if name.isdigit() and int(name) != os.getpid():
             with suppress(OSError):
-                yield Path(f"/proc/{name}/cmdline").read_bytes()
+                if mark in Path(f"/proc/{name}/environ").read_bytes():
+                    found.append(Path(f"/proc/{name}/cmdline").read_bytes())
+    return found
