@@ -10,6 +10,8 @@ it does.
 - Stack addresses are origins too, by frame and offset, as far as offsets are constants. A slot of the own frame (there
   is one: recursion is refused) is followed step by step; a slot of another one gives whatever was ever stored there, a
   pointer at an unknown offset whatever was ever stored on any stack.
+- What a lookup in a map of maps gives is a map or, after another lookup, a value of one: all that is done with either
+  is done to the map of maps, whose contents nobody can tell.
 - Pointers leave the tracked world when stored in maps, ring buffers or the context: the kernel gives back a number.
 """
 
@@ -26,7 +28,7 @@ from bpfseal.signer import btf as btf_kinds
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.bundle import Attributes, MapSpec
 from bpfseal.signer.cfg import Flow, split
-from bpfseal.signer.helpers import FORBIDDEN_HELPERS, HELPERS, KFUNC_CLASSES, Helper
+from bpfseal.signer.helpers import FORBIDDEN_HELPERS, HELPERS, KFUNC_CLASSES, MAP_TYPES, Helper
 from bpfseal.signer.insn import (
     ADD,
     CMPXCHG,
@@ -189,6 +191,9 @@ class _Tracker:
         self.shift = count
         self.map_bits = ((1 << count) - 1) << _FIRST_MAP
         self.value_bits = self.map_bits << count
+        kinds = [MAP_TYPES.get(spec.type) for spec in maps]
+        self.inner_bits = sum(1 << _FIRST_MAP + count + i for i, kind in enumerate(kinds) if kind and kind.maps)
+        self.object_bits = sum(1 << _FIRST_MAP + i for i, kind in enumerate(kinds) if kind and kind.objects)
         self.first_function = _FIRST_MAP + 2 * count
         self.first_address = self.first_function + len(flow.starts)
         self.address_floor = 1 << self.first_address
@@ -409,7 +414,7 @@ class _Tracker:
         result, base = NUMBER, self._told(base)
         if base & OBJECT:
             self.reads_pointer = True
-        if base & (OBJECT | CONTEXT | self.map_bits):
+        if base & (OBJECT | CONTEXT | self.map_bits | self.inner_bits):
             result = OBJECT
         if base & STACK:
             self.readers.add(self.block)
@@ -504,12 +509,13 @@ class _Tracker:
         result = MEMORY if id in _GIVES_MEMORY else OBJECT
         if helper.map_arg:
             used = regs[helper.map_arg]
+            used = regs[helper.map_arg] = used & ~self.inner_bits | (used & self.inner_bits) >> self.shift
             if not used or used & ~self.map_bits:
                 raise Refusal("map-unknown", f"cannot tell which map {helper.name} gets", attribute=helper.name)
             for name in helper.map_ops:
                 self.operated[name] |= used
             if helper.value:
-                result = used << self.shift
+                result = used << self.shift | (OBJECT if used & self.object_bits else 0)
         if helper.writes:
             for number in (1, 2, 3, 4):
                 if helper.writes >> number & 1 and regs[number] & self.value_bits:

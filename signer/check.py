@@ -211,8 +211,8 @@ def _check_map(spec: MapSpec, btf: Btf | None) -> MapFindings:
     if kind is None:
         why = known.REFUSED_MAP_TYPES.get(spec.type, f"unknown map type {spec.type}")
         raise refuse("map-type", why, why.partition(":")[0])
-    if kind.name == "prog_array" and not spec.id:
-        raise refuse("map-type", "prog_array: there is nothing to fill a new one with", kind.name)
+    if kind.new and not spec.id:
+        raise refuse("map-type", f"{kind.name}: {kind.new}", kind.name)
     for what in ("key_size", "value_size", "max_entries", "flags", "key_btf", "value_btf", "id"):
         _u32(getattr(spec, what), what, spec.name)
     if spec.id:  # the kernel made it: sizes and flags were fine

@@ -340,6 +340,9 @@ class MapType(NamedTuple):
     value   exact value size, or -1 for any but 0
     percpu  whether there is a value for each possible CPU
     shape   "array", "hash", "ring" (entries are bytes), "storage" (no entries), "queue"
+    new     why a new one is refused, "" if it is not: those are filled from user space, with descriptors
+    maps    values are other maps (the verifier calls a pointer to a value CONST_PTR_TO_MAP)
+    objects values that programs get are kernel objects, sockets
     """
 
     id: int
@@ -349,14 +352,18 @@ class MapType(NamedTuple):
     value: int
     flags: int
     percpu: bool = False
+    new: str = ""
+    maps: bool = False
+    objects: bool = False
 
 
+_FILLED: Final = "only existing ones, which user space has filled"
 MAP_TYPES: Final[Mapping[int, MapType]] = {
     t.id: t
     for t in (
         MapType(1, "hash", "hash", -1, -1, NO_PREALLOC | _ACCESS),
         MapType(2, "array", "array", 4, -1, MMAPABLE | _ACCESS),
-        MapType(3, "prog_array", "array", 4, 4, 0),
+        MapType(3, "prog_array", "array", 4, 4, 0, new="there is nothing to fill a new one with"),
         MapType(4, "perf_event_array", "array", 4, 4, PRESERVE_ELEMS),
         MapType(5, "percpu_hash", "hash", -1, -1, NO_PREALLOC | _ACCESS, percpu=True),
         MapType(6, "percpu_array", "array", 4, -1, _ACCESS, percpu=True),
@@ -365,9 +372,17 @@ MAP_TYPES: Final[Mapping[int, MapType]] = {
         MapType(9, "lru_hash", "hash", -1, -1, NO_COMMON_LRU | _ACCESS),
         MapType(10, "lru_percpu_hash", "hash", -1, -1, NO_COMMON_LRU | _ACCESS, percpu=True),
         MapType(11, "lpm_trie", "hash", -1, -1, NO_PREALLOC | _ACCESS),
+        MapType(12, "array_of_maps", "array", 4, 4, 0, new=_FILLED, maps=True),
+        MapType(13, "hash_of_maps", "hash", -1, 4, 0, new=_FILLED, maps=True),
+        MapType(14, "devmap", "array", 4, -1, 0, new=_FILLED),
+        MapType(15, "sockmap", "array", 4, -1, 0, new=_FILLED, objects=True),
+        MapType(16, "cpumap", "array", 4, -1, 0, new=_FILLED),
+        MapType(17, "xskmap", "array", 4, 4, 0, new=_FILLED, objects=True),
+        MapType(18, "sockhash", "hash", -1, -1, 0, new=_FILLED, objects=True),
         MapType(22, "queue", "queue", 0, -1, _ACCESS),
         MapType(23, "stack", "queue", 0, -1, _ACCESS),
         MapType(24, "sk_storage", "storage", 4, -1, NO_PREALLOC),
+        MapType(25, "devmap_hash", "hash", 4, -1, 0, new=_FILLED),
         MapType(27, "ringbuf", "ring", 0, 0, 0),
         MapType(28, "inode_storage", "storage", 4, -1, NO_PREALLOC),
         MapType(29, "task_storage", "storage", 4, -1, NO_PREALLOC),
@@ -379,17 +394,9 @@ MAP_TYPE_BY_NAME: Final[Mapping[str, MapType]] = {t.name: t for t in MAP_TYPES.v
 
 # Why the other types are refused, for the message.
 REFUSED_MAP_TYPES: Final[Mapping[int, str]] = {
-    12: "array_of_maps: inner maps are not in the bundle",
-    13: "hash_of_maps: inner maps are not in the bundle",
-    14: "devmap",
-    15: "sockmap",
-    16: "cpumap",
-    17: "xskmap",
-    18: "sockhash",
     19: "cgroup_storage: deprecated",
     20: "reuseport_sockarray",
     21: "percpu_cgroup_storage: deprecated",
-    25: "devmap_hash",
     26: "struct_ops: replaces kernel functions",
     31: "user_ringbuf: its callbacks are not modelled",
     33: "arena: memory shared with user space is not modelled",

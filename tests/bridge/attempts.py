@@ -154,10 +154,68 @@ def attached() -> dict[str, Any]:
         os.rmdir(folder)
 
 
-def outer() -> int:
-    """An array of maps."""
-    attr = struct.pack("<IIIIII", 12, 4, 4, 1, 0, array()).ljust(72, b"\0")
-    return bpf.bpf(0, attr)
+def outer(type: int = 12) -> int:
+    """A map of maps, with an array in it that has the value 41."""
+    from bpfseal.runtime.bpf import map_update
+
+    inner = array()
+    attr = struct.pack("<IIIIII", type, 4, 4, 1, 0, inner).ljust(72, b"\0")
+    fd = bpf.bpf(0, attr)
+    map_update(inner, bytes(4), struct.pack("<Q", 41))
+    map_update(fd, bytes(4), struct.pack("<I", inner))
+    return fd
+
+
+def looked_up(fd: int, times: int, type: int = 17) -> dict[str, Any]:
+    """Looks up key 0 in a map, then in what that gave, so many `times`; adds 1 to the last value and returns it."""
+
+    def build(a: Asm) -> None:
+        a.st(4, R.R10, -4, 0)
+        a.ld_pseudo(R.R1, 1, fd)
+        for number in range(times):
+            a.mov(R.R2, R.R10)
+            a.add(R.R2, -4)
+            a.call(1)
+            a.jump_if(R.R0, "!=", 0, f"found{number}")
+            a.ret(0)
+            a.label(f"found{number}")
+            a.mov(R.R1, R.R0)
+        a.mov(R.R2, 1)
+        a.atomic_add(8, R.R1, 0, R.R2)
+        a.ldx(8, R.R0, R.R1, 0)
+        a.exit()
+
+    return load(code(build), type=type, run=True)
+
+
+def redirected(kind: int, value: int = 4) -> dict[str, Any]:
+    """A program for packets that sends them on through a map of such a kind."""
+    fd = bpf.map_create(kind, 4, value, 1, name=NAME)
+    return load(
+        code(lambda a: (a.ld_pseudo(R.R1, 1, fd), a.mov(R.R2, 0), a.mov(R.R3, 0), a.call(51), a.exit())), type=6
+    )
+
+
+def socket_of_map(kind: int) -> dict[str, Any]:
+    """A classifier that looks at a socket which a map holds."""
+    fd = bpf.map_create(kind, 4, 4, 1, name=NAME)
+
+    def build(a: Asm) -> None:
+        a.st(4, R.R10, -4, 0)
+        a.ld_pseudo(R.R1, 1, fd)
+        a.mov(R.R2, R.R10)
+        a.add(R.R2, -4)
+        a.call(1)
+        a.jump_if(R.R0, "!=", 0, "found")
+        a.ret(0)
+        a.label("found")
+        a.mov(R.R1, R.R0)
+        a.ldx(4, R.R6, R.R1, 0)
+        a.call(86)
+        a.mov(R.R0, R.R6)
+        a.exit()
+
+    return load(code(build), type=3)
 
 
 def chain() -> dict[str, Any]:
@@ -270,6 +328,13 @@ CASES: dict[str, Callable[[], Any]] = {
     "tail call": chain,
     "tail call without a program array": lambda: load(tail_call(array())),
     "program array used as a map": lambda: load(with_map(1, programs())),
+    "array of maps": lambda: looked_up(outer(), 2),
+    "hash of maps": lambda: looked_up(outer(13), 2),
+    "map of maps, a map as memory": lambda: looked_up(outer(), 1),
+    "map of maps, a value as a map": lambda: looked_up(outer(), 3),
+    "no map of maps": lambda: looked_up(array(), 2),
+    "socket of a sockmap": lambda: socket_of_map(15),
+    "socket of a sockhash": lambda: socket_of_map(18),
     "cgroup packets": lambda: load(ALLOWS, type=8, attach_type=1),
     "cgroup packets, attached": attached,
     "cgroup sockets": lambda: load(ALLOWS, type=9, attach_type=2),
@@ -279,6 +344,14 @@ CASES: dict[str, Callable[[], Any]] = {
     "cgroup address, no attach type": lambda: load(ALLOWS, type=18),
     "cgroup options": lambda: load(ALLOWS, type=25, attach_type=21),
 }
+# Those that change where packets go, which policy has to grant.
+NETWORK: dict[str, Callable[[], Any]] = {
+    "redirection, devmap": lambda: redirected(14),
+    "redirection, devmap_hash": lambda: redirected(25, 8),
+    "redirection, cpumap": lambda: redirected(16),
+    "redirection, xskmap": lambda: redirected(17),
+    "redirection, array": lambda: redirected(2),
+}
 # What the bridge refuses, whatever the kernel would say.
 REFUSED: dict[str, Callable[[], Any]] = {
     "token": lambda: load(flags=1 << 16, token=0),
@@ -287,7 +360,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "bound maps": lambda: load(fd_array=array_of(array()), fd_array_cnt=1),
     "struct_ops": lambda: load(type=27, btf_id=1),
     "cgroup device that is denied": lambda: load(type=15, attach_type=6),
-    "map of maps": lambda: load(with_map(1, outer())),
+    "user ring": lambda: load(with_map(1, bpf.map_create(31, 0, 0, 4096, name=NAME))),
     "nested bpf": lambda: load(call(166)),
     "control": lambda: load(call(179), type=31, flags=16),
     "licence": lambda: load(license=records(0x00006578)),
@@ -297,7 +370,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
 
 
 def main() -> None:
-    table = CASES | REFUSED
+    table = CASES | NETWORK | REFUSED
     wanted = sys.argv[2:] or list(CASES)
     for name in wanted:
         print(json.dumps([name, table[name]()]), flush=True)

@@ -26,17 +26,18 @@ version = 1
 [[rule]]
 name = "counters"
 uid = {uid}
-probes = "none:raw_tracepoint"
+probes = {probes}
 classes = {classes}
-map_types = ["array"]
+map_types = {map_types}
 existing_maps = {existing}
 per_minute = 0
 """
 
 
-def policy(folder: Path, classes: str = '["basic", "map"]', existing: str = "true") -> str:
+def policy(folder: Path, classes: str = '["basic", "map"]', existing: str = "true", **more: str) -> str:
     path = folder / "policy.toml"
-    path.write_text(POLICY.format(uid=os.getuid(), classes=classes, existing=existing))
+    known = {"probes": '"none:raw_tracepoint"', "map_types": '["array"]'}
+    path.write_text(POLICY.format(uid=os.getuid(), classes=classes, existing=existing, **known | more))
     path.chmod(0o600)
     return str(path)
 
@@ -130,12 +131,32 @@ def attempts(output: str) -> dict[str, Any]:
 def test_answers_are_those_of_the_kernel(bridge: Bridge, suffix: str) -> None:
     """errno and log of two dozen good and bad loads, by the kernel and through the bridge. What the helper's analysis
     refuses before the verifier sees it has the kernel's errno and a log in words of our own."""
-    tool = [sys.executable, "-m", "tests.bridge.attempts", suffix]
+    expected = compare(bridge, suffix)
+    assert len(expected) > 70
+
+
+KINDS = ("devmap", "devmap_hash", "cpumap", "xskmap", "array")
+
+
+def test_redirections_through_maps_of_the_tool(bridge: Bridge, suffix: str, tmp_path: Path) -> None:
+    classes = '["basic", "map", "network", "override"]'
+    granting = policy(tmp_path, classes, probes='"none:*"', map_types='"*"')
+    expected = compare(bridge, suffix, *(f"redirection, {kind}" for kind in KINDS), policy=granting)
+    assert {case for case, answer in expected.items() if answer["errno"]} == {"redirection, array"}
+    without = policy(tmp_path, classes.replace('"network", ', ""), probes='"none:*"', map_types='"*"')
+    tool = [sys.executable, "-m", "tests.bridge.attempts", suffix, "redirection, devmap"]
+    done = bridge.run(tool, "--policy", without)
+    assert attempts(done.stdout)["redirection, devmap"]["errno"] == "EPERM"
+    assert "helper redirect_map (network) is not granted" in said(done)
+
+
+def compare(bridge: Bridge, suffix: str, *cases: str, policy: str = "") -> dict[str, Any]:
+    """What the kernel says of some cases, after the bridge has said the same."""
+    tool = [sys.executable, "-m", "tests.bridge.attempts", suffix, *cases]
     alone = subprocess.run(tool, capture_output=True, text=True, check=True, env=bridge.env, cwd=ROOT)
-    done = bridge.run(tool)
+    done = bridge.run(tool, *(["--policy", policy] if policy else []))
     assert done.returncode == 0, done.stderr
     expected, found = attempts(alone.stdout), attempts(done.stdout)
-    assert len(expected) > 40
     assert {c: a["errno"] for c, a in found.items()} == {c: a["errno"] for c, a in expected.items()}
     for case, answer in expected.items():
         log = found[case]["log"]
@@ -144,6 +165,7 @@ def test_answers_are_those_of_the_kernel(bridge: Bridge, suffix: str) -> None:
         if answer["errno"] in (0, "EACCES", "ENOSPC") and not own:
             assert found[case] == answer, case
     assert said(done) == ""  # tools that try things out are not complained about
+    return expected
 
 
 REFUSALS = {
@@ -153,7 +175,7 @@ REFUSALS = {
     "bound maps": "fd_array_cnt",
     "struct_ops": "replaces functions of the kernel",
     "cgroup device that is denied": "override",
-    "map of maps": "inner maps",
+    "user ring": "user_ringbuf",
     "nested bpf": "sys_bpf",
     "control": "kallsyms_lookup_name",
     "licence": "licence",

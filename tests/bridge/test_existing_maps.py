@@ -68,7 +68,8 @@ def test_the_record_says_whose_word_it_is() -> None:
         ((existing(frozen=True),), "contents or types"),
         ((existing(key_btf=1),), "contents or types"),
         ((existing(id=1 << 32),), "not a 32-bit number"),
-        ((existing(), msgspec.structs.replace(existing(9), type=12)), "inner maps"),
+        ((existing(), msgspec.structs.replace(existing(9), type=31)), "user_ringbuf"),
+        ((msgspec.structs.replace(NEW, type=12),), "array_of_maps: only existing ones"),
     ],
 )
 def test_bad_specifications_are_refused(maps: tuple[MapSpec, ...], words: str) -> None:

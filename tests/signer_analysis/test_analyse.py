@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bpfseal.signer import helpers as known
 from bpfseal.signer.analyse import Facts, Kernel, analyse
-from bpfseal.signer.bundle import Attach
+from bpfseal.signer.bundle import Attach, MapSpec
 from bpfseal.signer.cfg import split
 from bpfseal.signer.check import check
 from bpfseal.signer.insn import decode
@@ -118,6 +118,45 @@ def test_helpers_that_write_memory_write_values() -> None:
 def test_dynptr_on_a_value_is_a_write() -> None:
     code = ldvalue(1, 1) + movi(2, 8) + movi(3, 0) + mov(4, 10) + addi(4, -16) + call("dynptr_from_mem") + RETURN
     assert maps(code) == {1: ("read", "write")}
+
+
+def test_maps_in_maps_stand_for_what_is_in_them() -> None:
+    """And for those of each kind: what is done to an inner map is done to the outer one."""
+    outer = existing(12)
+
+    def ops(code: bytes) -> tuple[str, ...]:
+        found = analyse(decode(code), (outer,), Kernel(lambda: KERNEL)).found.maps
+        return found[0][1]
+
+    inner = lookup(0) + jeqi(0, 0, 20) + mov(1, 0) + mov(2, 10) + addi(2, -8)
+    filler = raw(0x05, 0, 0, 0) * 18  # so that every jump goes to the end
+    assert ops(lookup(0) + RETURN) == ("read",)
+
+    def after(code: bytes) -> tuple[str, ...]:
+        return ops(inner + (code + filler)[: 8 * 17] + RETURN)
+
+    assert after(call("map_lookup_elem")) == ("read",)
+    assert after(call("map_delete_elem")) == ("delete", "read")
+    assert after(call("map_lookup_elem") + jeqi(0, 0, 1) + store(0, 0, 1)) == ("read", "write")
+    assert after(movi(3, 8) + movi(4, 0) + call("ringbuf_output")) == ("output", "read")
+    # the callback gets the inner map, its keys and its values
+    each = lookup(0) + jeqi(0, 0, 6) + mov(1, 0) + ldfunc(2, 6) + movi(3, 0) + movi(4, 0) + call("for_each_map_elem")
+    assert ops(each + RETURN + store(3, 0, 1) + RETURN) == ("iterate", "read", "write")
+    assert ops(each + RETURN + mov(2, 2) + call("map_delete_elem") + RETURN) == ("delete", "iterate", "read")
+    # what is not a map of maps has no maps in it, whatever the client says
+    for kind in (1, 2, 14, 15):
+        with pytest.raises(Refusal, match="cannot tell which map"):
+            analyse(decode(inner + (call("map_lookup_elem") + filler)[: 8 * 17] + RETURN), (existing(kind),), Kernel())
+
+
+def test_members_of_kernel_objects_in_maps_are_kernel_memory() -> None:
+    code = lookup(0) + jeqi(0, 0, 2) + ldx(1, 0) + RETURN
+    for kind, classes in ((1, {"map"}), (15, {"map", "read-kernel"}), (17, {"map", "read-kernel"})):
+        assert analyse(decode(code), (existing(kind),), Kernel()).classes == classes
+
+
+def existing(kind: int) -> MapSpec:
+    return MapSpec(name="m.7", type=kind, key_size=8, value_size=4, max_entries=1, id=7)
 
 
 def test_subprograms_pass_pointers_both_ways() -> None:
