@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -48,6 +49,7 @@ class Tool:
     limit: float = 240
     needs: str = ""  # program that must be there
     slow: bool = False  # takes minutes before it loads anything: both tries run at once
+    endless: bool = False  # has to be interrupted, which is done once it works
 
 
 def tools(objects: str) -> list[Tool]:
@@ -57,8 +59,8 @@ def tools(objects: str) -> list[Tool]:
     def bcc(name: str, arguments: str, works: str) -> Tool:
         version = "dpkg-query -W -f '${Version}' bpfcc-tools"
         needs = f"{name}-bpfcc" if headers else "no headers for bcc"
-        # bcc tools end well by Ctrl-C, and not all of them have a duration
-        return Tool(f"bcc {name}", version, f"{name}-bpfcc {arguments}", works, limit=600, needs=needs, slow=True)
+        command = f"{name}-bpfcc {arguments}".rstrip()
+        return Tool(f"bcc {name}", version, command, works, limit=900, needs=needs, slow=True, endless=not arguments)
 
     version = "bpftool version | head -1"
     table = [
@@ -101,9 +103,9 @@ def tools(objects: str) -> list[Tool]:
              f"/usr/bin/python3 -c {shlex.quote(SMALL)}", r"counted [1-9]", limit=400,
              needs="opensnoop-bpfcc" if headers else "no headers for bcc"),
         bcc("opensnoop", "-d 4", r"(?m)^\d+ +\S+ +\d+ +0 /"),
-        bcc("execsnoop", "& s=$!; sleep 12; kill -INT $s; wait $s", r"(?m)^true +\d+ +\d+ +0"),
+        bcc("execsnoop", "", r"(?m)^true +\d+ +\d+ +0"),
         bcc("biolatency", "4 1", r"usecs +: count"),
-        bcc("tcpconnect", "& s=$!; sleep 15; kill -INT $s; wait $s", r"127\.0\.0\.1 +127\.0\.0\.1"),
+        bcc("tcpconnect", "", r"127\.0\.0\.1 +127\.0\.0\.1"),
         bcc("funccount", "-d 3 'vfs_read*'", r"vfs_read +\d+"),
         bcc("profile", "-F 49 4", r"- +\S+ \(\d+\)\n +\d+"),
     ]  # fmt: skip
@@ -164,21 +166,29 @@ kill -9 $manager; wait $manager
 """
 
 
-def run(command: list[str], limit: float) -> tuple[str, float]:
-    """What a command wrote, in the order of writing; seconds. After `limit` all that came from it is killed."""
+def run(command: list[str], limit: float, until: re.Pattern[str] | None = None) -> tuple[str, float]:
+    """What a command wrote, in the order of writing; seconds. It is interrupted as by Ctrl-C after `limit`, and once
+    `until` is in what it wrote; if it does not end then, all that came from it is killed."""
     started = time.monotonic()
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
-    try:
-        out, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(3)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        out, _ = process.communicate()
-        out += b"\n[over its time]\n"
+    assert process.stdout is not None
+    out, deadline, stopped = b"", started + limit, False
+    while (left := deadline - time.monotonic()) > 0 or not stopped:
+        if left <= 0 or (until and not stopped and until.search(out.decode(errors="replace"))):
+            out += b"" if left > 0 else b"\n[over its time]\n"
+            stopped, deadline = True, time.monotonic() + 60
+            os.killpg(process.pid, signal.SIGINT)
+        elif select.select([process.stdout], [], [], min(left, 1))[0]:
+            piece = os.read(process.stdout.fileno(), 1 << 16)
+            if not piece:
+                break
+            out += piece
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
     return out.decode(errors="replace"), time.monotonic() - started
 
 
@@ -193,13 +203,14 @@ def one(tool: Tool, exec_: list[str], *, alone: bool) -> dict[str, object]:
     pattern = re.compile(tool.works)
     before = AUDIT.stat().st_size
     under = [*exec_, "sh", "-c", tool.command]
+    until = pattern if tool.endless else None
     with ThreadPoolExecutor() as pool:
-        early = pool.submit(run, under, tool.limit) if tool.slow else None
-        out, took = run(["sh", "-c", tool.command], tool.limit) if alone else ("", 0.0)
+        early = pool.submit(run, under, tool.limit, until) if tool.slow else None
+        out, took = run(["sh", "-c", tool.command], tool.limit, until) if alone else ("", 0.0)
     run(["sh", "-c", tool.undo or "true"], 60)
     if alone:
         row |= {"alone": bool(pattern.search(out)), "alone_said": _said(out), "alone_s": round(took, 1)}
-    out, took = early.result() if early else run(under, tool.limit)
+    out, took = early.result() if early else run(under, tool.limit, until)
     run([*exec_, "sh", "-c", tool.undo] if "unload" in tool.undo else ["sh", "-c", tool.undo or "true"], 60)
     own = [line for line in out.splitlines() if line.startswith("bpfseal: ")]
     rest = "\n".join(line for line in out.splitlines() if not line.startswith("bpfseal: "))
@@ -268,6 +279,7 @@ def prepare() -> None:
 def main() -> None:
     os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
     os.environ["PYTHONUNBUFFERED"] = "1"  # bcc's tools write to a pipe
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored here would be ignored by them
     exec_ = [sys.executable, "-m", "bpfseal", "exec", "-v", "--"]
     prepare()
     with activity():
