@@ -2,9 +2,9 @@
 
 `battery.py OBJECTS [TOOL…]` prints one JSON object for each tool (`!TOOL`: tried under the bridge only): version, if
 it worked alone and under the bridge, what it said, programs loaded, records in the audit log. OBJECTS has the compiled
-`pass.bpf.o`, `look.bpf.o`, `count.bpf.o`, and `probe`, made of probe.go, if there is a Go compiler. BCC_KERNEL_SOURCE
-are headers for bcc, BPFSEAL_TEST_BPFTRACE and BPFSEAL_TEST_BPFTOOL the commands of another bpftrace and bpftool,
-BPFSEAL_TEST_CORE the directory of Debian's libbpf-tools.
+`pass.bpf.o`, `look.bpf.o`, `count.bpf.o`, `send.bpf.o`, and `probe`, made of probe.go, if there is a Go compiler.
+BCC_KERNEL_SOURCE are headers for bcc, BPFSEAL_TEST_BPFTRACE and BPFSEAL_TEST_BPFTOOL the commands of another bpftrace
+and bpftool, BPFSEAL_TEST_CORE the directory of Debian's libbpf-tools.
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ def tools(objects: str) -> list[Tool]:
         ),
         Tool("bpftool prog load", version, f"bpftool prog load {at}/count.bpf.o /sys/fs/bpf/batt && "
              "bpftool prog show pinned /sys/fs/bpf/batt", r"tracepoint +name opens", "rm -f /sys/fs/bpf/batt"),
+        Tool("bpftool prog load, maps of maps", version,
+             f"bpftool prog load {at}/send.bpf.o /sys/fs/bpf/batt type xdp && head -c 60 /dev/zero > /dev/shm/p && "
+             "bpftool prog run pinned /sys/fs/bpf/batt data_in /dev/shm/p repeat 3 && bpftool map dump name first",
+             r'"key": 60,\s+"value": 3', "rm -f /sys/fs/bpf/batt"),
         Tool("bpftool prog attach", version,
              f"bpftool prog load {at}/pass.bpf.o /sys/fs/bpf/batt type xdp && "
              "bpftool net attach xdpgeneric pinned /sys/fs/bpf/batt dev v1 && bpftool net show dev v1",
