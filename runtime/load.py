@@ -21,7 +21,14 @@ import msgspec
 from bpfseal.errors import BpfsealError
 from bpfseal.runtime import bpf
 from bpfseal.signer.bundle import Bundle, SealedBundle
-from bpfseal.signer.loader import BPF_F_SLEEPABLE, PROG_TYPE_SYSCALL, LoadResult, Stage, make_context, parse_context
+from bpfseal.signer.loader_context import (
+    BPF_F_SLEEPABLE,
+    PROG_TYPE_SYSCALL,
+    LoadResult,
+    Stage,
+    make_context,
+    parse_context,
+)
 
 # What the verifier says no with. 524 is ENOTSUPP, a kernel-internal number that gets out.
 _VERDICTS = frozenset((errno.EACCES, errno.EINVAL, errno.E2BIG, errno.EFAULT, errno.ENOENT, errno.ESRCH, 524))

@@ -24,11 +24,11 @@ from msgspec import Struct
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import harden, loader, protocol
 from bpfseal.signer.abi import Abi, excl_field
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.audit import AuditLog
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.bundle import SealRequest
 from bpfseal.signer.identity import Identity
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.keys import Keys, KeyTrouble, Leaf, SoftKey, open_root
 from bpfseal.signer.loader import ExclField, Terms
 from bpfseal.signer.peer import want_credentials

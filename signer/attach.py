@@ -20,9 +20,9 @@ from typing import Final
 
 from bpfseal.signer import btf as kinds
 from bpfseal.signer import helpers as known
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.bundle import Attach, ProgramSpec
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.program_target import ProgramTarget, program_target
 from bpfseal.signer.refusal import Refusal
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from bpfseal.signer import helpers as known
-from bpfseal.signer.analyse import Facts, Kernel, analyse
+from bpfseal.signer.analyse import Facts, analyse
 from bpfseal.signer.attach import attach_targets, check_target
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.btf_check import check_func_info, check_line_info, check_program_btf, special_members
@@ -21,6 +21,7 @@ from bpfseal.signer.bundle import UNDECLARED, Attributes, Bundle, MapSpec, Progr
 from bpfseal.signer.filter import system_calls
 from bpfseal.signer.guard import GET_FUNC_IP, guarded
 from bpfseal.signer.insn import Insn, decode
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.limits import (
     MAX_KEY_BYTES,
     MAX_MAPS,

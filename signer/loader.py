@@ -22,8 +22,6 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
-import struct
-from enum import IntEnum
 
 import msgspec
 
@@ -32,38 +30,22 @@ from bpfseal.signer import loader_blob as blob
 from bpfseal.signer.asm import PSEUDO_MAP_IDX, Asm, R, put_imm
 from bpfseal.signer.bundle import Bundle
 from bpfseal.signer.loader_blob import Layout
+from bpfseal.signer.loader_context import (
+    CTX_ERRNO,
+    CTX_FDS,
+    CTX_INDEX,
+    CTX_LOG_BUF,
+    CTX_LOG_LEVEL,
+    CTX_LOG_SIZE,
+    CTX_STAGE,
+    MAX_CONTEXT,
+    Stage,
+    context_size,
+)
 
 # enum bpf_cmd, enum bpf_func_id
 MAP_CREATE, MAP_UPDATE_ELEM, PROG_LOAD, MAP_GET_FD_BY_ID, BTF_LOAD, MAP_FREEZE, LINK_CREATE = 0, 2, 5, 14, 18, 22, 28
 H_MAP_LOOKUP, H_PID_TGID, H_UID_GID, H_BOOT_NS, H_SYS_BPF, H_FIND_BTF, H_SYS_CLOSE = 1, 14, 15, 125, 166, 167, 168
-
-PROG_TYPE_SYSCALL = 31
-BPF_F_SLEEPABLE = 1 << 4
-
-# The context: in
-CTX_LOG_BUF = 0  # u64, user address of the verifier log, 0 for none
-CTX_LOG_SIZE = 8  # u32
-CTX_LOG_LEVEL = 12  # u32
-# ... and out
-CTX_STAGE = 16  # u32, a Stage: what was being done when it failed, or DONE
-CTX_INDEX = 20  # u32, index of the map, initial value, frozen map, program or link
-CTX_ERRNO = 24  # s32, negative errno, 0
-CTX_FDS = 32  # s32 each: maps, then programs, then links; valid at DONE only
-MAX_CONTEXT = 0xFFFF  # U16_MAX, bpf_prog_test_run_syscall
-
-
-class Stage(IntEnum):
-    """How far a loader came."""
-
-    CHECK = 0
-    BTF = 1
-    MAP = 2
-    INITIAL = 3
-    FREEZE = 4
-    TARGET = 5
-    PROGRAM = 6
-    LINK = 7
-    DONE = 8
 
 
 class ExclField(msgspec.Struct, frozen=True):
@@ -109,41 +91,6 @@ class Loader(msgspec.Struct, frozen=True):
     def signed_bytes(self, abi: int) -> bytes:
         """What the signature must cover: ABI 1 instructions, ABI 2 instructions and the map's contents."""
         return self.insns + self.metadata if abi == 2 else self.insns
-
-
-class LoadResult(msgspec.Struct, frozen=True):
-    """What a run wrote into its context. `errno` is positive, 0 for success; the tuples are empty unless DONE."""
-
-    map_fds: tuple[int, ...]
-    prog_fds: tuple[int, ...]
-    stage: Stage
-    index: int
-    errno: int
-    link_fds: tuple[int, ...] = ()
-
-
-def context_size(objects: int) -> int:
-    """Bytes of context for so many descriptors."""
-    return CTX_FDS + 8 * ((objects + 1) // 2)
-
-
-def make_context(size: int, log_buf: int = 0, log_size: int = 0, log_level: int = 0) -> bytes:
-    """A context to run a loader with. The kernel wants buffer, size and level all zero or all set."""
-    return struct.pack("<QII", log_buf, log_size, log_level) + bytes(16) + b"\xff" * (size - CTX_FDS)
-
-
-def parse_context(context: bytes, maps: int, programs: int, links: int = 0) -> LoadResult:
-    """Reads a context after a run. Raises BpfsealError if it cannot be one of such a loader."""
-    objects = maps + programs + links
-    if len(context) < context_size(objects):
-        raise BpfsealError(f"context of {len(context)} bytes is too short for {maps} maps and {programs} programs")
-    stage, index, code = struct.unpack_from("<IIi", context, CTX_STAGE)
-    if stage > Stage.DONE or code > 0:
-        raise BpfsealError(f"the loader's context makes no sense (stage {stage}, errno {code})")
-    if stage != Stage.DONE:
-        return LoadResult((), (), Stage(stage), index, -code)
-    fds = struct.unpack_from(f"<{objects}i", context, CTX_FDS)
-    return LoadResult(fds[:maps], fds[maps : maps + programs], Stage.DONE, 0, 0, fds[maps + programs :])
 
 
 def emit(bundle: Bundle, terms: Terms) -> Loader:

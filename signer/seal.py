@@ -16,10 +16,10 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer import bundle as wire
 from bpfseal.signer import loader, protocol
 from bpfseal.signer.abi import Abi
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.bundle import Bundle, SealedBundle, SealRequest
 from bpfseal.signer.check import Symbols, check
 from bpfseal.signer.identity import Identity
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.keys import Keys, Leaf
 from bpfseal.signer.loader import Loader, Terms
 from bpfseal.signer.policy import Decision, Policy, decide

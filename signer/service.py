@@ -18,11 +18,11 @@ from msgspec.structs import replace
 
 from bpfseal.errors import BpfsealError
 from bpfseal.signer import protocol, seal
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.audit import AuditLog, Checkpointer
 from bpfseal.signer.audit_tail import AuditError
 from bpfseal.signer.check import Symbols
 from bpfseal.signer.identity import Identity
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.keys import Keys
 from bpfseal.signer.policy import Policy
 from bpfseal.signer.seal import Outcome, Sealer

@@ -35,7 +35,7 @@ from bpfseal.runtime.load import attempt, errno_name
 from bpfseal.runtime.sealing import Sealer
 from bpfseal.signer.bundle import Bundle, SealedBundle, encode
 from bpfseal.signer.client import SealRefused, SignerError
-from bpfseal.signer.loader import LoadResult, Stage
+from bpfseal.signer.loader_context import LoadResult, Stage
 
 _MAX_SAID: Final = 1000
 _LARGE: Final = 16 << 20

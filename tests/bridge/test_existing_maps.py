@@ -18,7 +18,7 @@ from bpfseal.runtime.load import LoadRefused, load, seal_locally
 from bpfseal.signer.asm import Asm, R
 from bpfseal.signer.bundle import BUNDLE_VERSION, UNDECLARED, Bundle, MapSpec, ProgramSpec, SealRequest
 from bpfseal.signer.check import check
-from bpfseal.signer.loader import CTX_FDS, Stage, make_context, parse_context
+from bpfseal.signer.loader_context import CTX_FDS, Stage, make_context, parse_context
 from bpfseal.signer.policy import Policy, decide
 from bpfseal.signer.refusal import Refusal
 

@@ -9,9 +9,10 @@ import pytest
 from bpfseal.compiler import layout
 from bpfseal.compiler.options import Options
 from bpfseal.errors import BpfsealError
-from bpfseal.signer.analyse import Kernel, analyse
+from bpfseal.signer.analyse import analyse
 from bpfseal.signer.bundle import encode
 from bpfseal.signer.insn import decode
+from bpfseal.signer.kernel_ids import Kernel
 from tests.compiler.harness import checked, compiled
 
 needs_btf = pytest.mark.skipif(not os.path.exists("/sys/kernel/btf/vmlinux"), reason="the kernel has no BTF")

@@ -15,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bpfseal.errors import BpfsealError
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.bundle import (
     UNDECLARED,
     Attributes,
@@ -28,6 +27,7 @@ from bpfseal.signer.bundle import (
 from bpfseal.signer.check import check
 from bpfseal.signer.helpers import HELPER_BY_NAME
 from bpfseal.signer.identity import Identity
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.policy import decide
 from bpfseal.signer.refusal import Refusal
 from tests.fuzz.fuzz_insn import seen

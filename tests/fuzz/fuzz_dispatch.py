@@ -38,8 +38,9 @@ import msgspec
 
 from bpfseal.signer import audit_read, protocol
 from bpfseal.signer import bundle as wire
-from bpfseal.signer.analyse import Kernel, analyse
+from bpfseal.signer.analyse import analyse
 from bpfseal.signer.insn import decode
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.peer import want_credentials
 from bpfseal.signer.protocol import HEADER
 from bpfseal.signer.server import Server

@@ -11,10 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bpfseal.signer.analyse import Kernel, analyse
+from bpfseal.signer.analyse import analyse
 from bpfseal.signer.cfg import split
 from bpfseal.signer.guard import guarded
 from bpfseal.signer.insn import decode, encode
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.refusal import Refusal
 from tests.fuzz.loop import impossible, run
 from tests.hostile.case import KERNEL

@@ -14,10 +14,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import bpfseal.signer
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.bundle import SealRequest
 from bpfseal.signer.check import check
 from bpfseal.signer.identity import Identity
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.policy import Policy, PolicyError, decide, explain
 from bpfseal.signer.policy_read import _KEYS
 from tests.fuzz.loop import impossible, mutate, run

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.bundle import Bundle, BundleError, SealRequest, decode, encode
 from bpfseal.signer.check import check
 from bpfseal.signer.identity import Identity
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.policy import Decision, Policy, decide
 from bpfseal.signer.refusal import Refusal
 from tests.hostile import instructions, maps, metadata, programs

@@ -27,17 +27,13 @@ from bpfseal.signer import loader_blob as blob
 from bpfseal.signer.asm import PSEUDO_MAP_IDX, PSEUDO_MAP_VALUE, Asm, R
 from bpfseal.signer.bpf import PROG_LOAD
 from bpfseal.signer.bundle import Bundle
-from bpfseal.signer.loader import (
+from bpfseal.signer.loader import H_MAP_LOOKUP, Code, Loader, Terms, emit
+from bpfseal.signer.loader_context import (
     BPF_F_SLEEPABLE,
-    H_MAP_LOOKUP,
     PROG_TYPE_SYSCALL,
-    Code,
-    Loader,
     LoadResult,
     Stage,
-    Terms,
     context_size,
-    emit,
     make_context,
     parse_context,
 )

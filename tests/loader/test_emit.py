@@ -19,7 +19,8 @@ from bpfseal.errors import BpfsealError
 from bpfseal.signer import loader_blob as blob
 from bpfseal.signer.asm import Asm, R
 from bpfseal.signer.bundle import Bundle
-from bpfseal.signer.loader import Code, ExclField, Loader, LoadResult, Stage, Terms, emit, make_context, parse_context
+from bpfseal.signer.loader import Code, ExclField, Loader, Terms, emit
+from bpfseal.signer.loader_context import LoadResult, Stage, make_context, parse_context
 from tests.loader import samples
 
 GOLDEN = Path(__file__).parent / "golden"

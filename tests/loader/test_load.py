@@ -20,7 +20,8 @@ from bpfseal.runtime.bpf_link import raw_tracepoint_open
 from bpfseal.runtime.load import LoadRefused, VerifierRejected, load, seal_locally
 from bpfseal.runtime.ring import RingReader
 from bpfseal.signer.bundle import MapSpec
-from bpfseal.signer.loader import Loader, LoadResult, Stage, Terms, emit, make_context, parse_context
+from bpfseal.signer.loader import Loader, Terms, emit
+from bpfseal.signer.loader_context import LoadResult, Stage, make_context, parse_context
 from tests.loader import samples
 from tests.loader.conftest import open_fds
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpfseal.signer import helpers as known
-from bpfseal.signer.analyse import Facts, Kernel, analyse
+from bpfseal.signer.analyse import Facts, analyse
 from bpfseal.signer.bundle import Attach, MapSpec
 from bpfseal.signer.cfg import split
 from bpfseal.signer.check import check
 from bpfseal.signer.insn import decode
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.refusal import Refusal
 from tests.hostile.case import IDS, KERNEL
 from tests.signer_analysis.kit import (

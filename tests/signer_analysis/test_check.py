@@ -11,10 +11,10 @@ import pytest
 
 from bpfseal.signer import btf as kinds
 from bpfseal.signer import helpers as known
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.bundle import Attach, MapSpec, decode, encode
 from bpfseal.signer.check import Findings, check, map_bytes
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.refusal import Refusal
 from tests.hostile.case import IDS, KERNEL
 from tests.hostile.instructions import VFS_READ, guard, guarded

@@ -12,13 +12,13 @@ import pytest
 
 from bpfseal.signer import bpf
 from bpfseal.signer import helpers as known
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.bundle import Attach, Bundle, MapSpec, SealRequest
 from bpfseal.signer.cfg import split
 from bpfseal.signer.check import check
 from bpfseal.signer.filter import NUMBERS, passing
 from bpfseal.signer.identity import Identity
 from bpfseal.signer.insn import decode
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.policy import Policy, decide
 from bpfseal.signer.syscall_names import names
 from tests.hostile.case import KERNEL

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from bpfseal.signer import bpf, helpers
-from bpfseal.signer.analyse import Kernel, analyse
+from bpfseal.signer.analyse import analyse
 from bpfseal.signer.cfg import split
 from bpfseal.signer.insn import LD_IMM64, decode
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.refusal import Refusal
 from tests.signer_analysis.generate import MAPS, generate
 from tests.signer_analysis.kit import EXIT, RETURN, BtfWriter, mov, movi, raw, st

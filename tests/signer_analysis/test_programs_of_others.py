@@ -13,10 +13,10 @@ from bpfseal.signer import btf as kinds
 from bpfseal.signer import helpers as known
 from bpfseal.signer import loader_blob as blob
 from bpfseal.signer.ahead import AheadSealer
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.btf import Btf, BtfError
 from bpfseal.signer.bundle import BUNDLE_VERSION, UNDECLARED, Bundle, MapSpec, ProgramSpec
 from bpfseal.signer.check import ProgramFindings, check
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.loader import Terms, emit
 from bpfseal.signer.program_target import ProgramTarget, program_target
 from bpfseal.signer.refusal import Refusal

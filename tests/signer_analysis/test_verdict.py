@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bpfseal.signer import helpers as known
-from bpfseal.signer.analyse import Kernel
 from bpfseal.signer.bundle import BUNDLE_VERSION, Attach, Attributes, Bundle, ProgramSpec, SealRequest
 from bpfseal.signer.cfg import split
 from bpfseal.signer.check import check
 from bpfseal.signer.identity import Identity
 from bpfseal.signer.insn import decode
+from bpfseal.signer.kernel_ids import Kernel
 from bpfseal.signer.policy import Policy, decide
 from bpfseal.signer.verdict import decides
 from tests.hostile.case import KERNEL
