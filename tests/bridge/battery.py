@@ -127,8 +127,9 @@ def tools(objects: str) -> list[Tool]:
             table.insert(-7, Tool(f"libbpf-tools {name}", "dpkg-query -W -f '${Version}' bpfcc-tools",
                                   f"{stop}{at}/{name} {arguments}", works))  # fmt: skip
     if script := os.environ.get("BPFSEAL_TEST_BIOLATENCY"):
+        newer = f"/usr/bin/python3 {shlex.quote(script)} 4 1"
         table.append(replace(bcc("biolatency", "4 1", r"usecs +: count"), name="bcc biolatency (newer script)",
-                             version="echo 0.0+head", command=f"/usr/bin/python3 {shlex.quote(script)} 4 1"))  # fmt: skip
+                             version="echo 0.0+head", command=newer))  # fmt: skip
     if other := os.environ.get("BPFSEAL_TEST_BPFTRACE"):
         table[2:2] = [Tool("bpftrace (another)", f"{other} --version", f"{other} -e {shlex.quote(SCRIPT)}",
                            r"began\n(.*\n)*@opens: [1-9]")]  # fmt: skip
