@@ -123,9 +123,8 @@ def tools(objects: str) -> list[Tool]:
             ("biolatency", "3 1", r"usecs +: count"),
             ("runqlat", "3 1", r"usecs +: count"),
         ):
-            stop = "" if arguments else "timeout -s INT 12 "
             table.insert(-7, Tool(f"libbpf-tools {name}", "dpkg-query -W -f '${Version}' bpfcc-tools",
-                                  f"{stop}{at}/{name} {arguments}", works))  # fmt: skip
+                                  f"{at}/{name} {arguments}", works, endless=not arguments))  # fmt: skip
     if script := os.environ.get("BPFSEAL_TEST_BIOLATENCY"):
         newer = f"/usr/bin/python3 {shlex.quote(script)} 4 1"
         table.append(replace(bcc("biolatency", "4 1", r"usecs +: count"), name="bcc biolatency (newer script)",
