@@ -32,6 +32,7 @@ class SymbolProcess:
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
+        self._owner = 0  # who started it: a forked process must not talk to it in between
         self._ready = False
         self._trouble = ""
         self._lock = allocate_lock()
@@ -52,6 +53,8 @@ class SymbolProcess:
                 if self._trouble:
                     break
                 try:
+                    if self._owner != os.getpid():
+                        self._close()
                     if self._socket is None:
                         self._spawn(pid == _KERNEL)
                 except OSError as error:
@@ -100,7 +103,8 @@ class SymbolProcess:
             raise
         finally:
             theirs.close()
-        self._end = weakref.finalize(self, _end, ours, child, syscall("pidfd_open", child, 0))
+        self._owner = os.getpid()
+        self._end = weakref.finalize(self, _end, ours, child, syscall("pidfd_open", child, 0), self._owner)
         self._socket, self._ready = ours, False
 
     def _ask(self, pid: int, addresses: list[int], demangle: bool) -> list[tuple[str, int, str]]:
@@ -134,11 +138,12 @@ class SymbolProcess:
         return data
 
 
-def _end(ours: socket.socket, child: int, pidfd: int) -> None:
-    """Nothing of it is left when this returns."""
+def _end(ours: socket.socket, child: int, pidfd: int, owner: int) -> None:
+    """Nothing of it is left when this returns; in a process forked since, it is left alone."""
     ours.close()
-    with suppress(OSError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    with suppress(OSError):
-        os.waitpid(child, 0)
+    if os.getpid() == owner:
+        with suppress(OSError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        with suppress(OSError):
+            os.waitpid(child, 0)
     os.close(pidfd)

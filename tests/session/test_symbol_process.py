@@ -161,6 +161,21 @@ def test_many_threads_ask_one_server(process: SymbolProcess) -> None:
     assert len(servers()) == 1
 
 
+def test_a_forked_process_has_one_of_its_own(process: SymbolProcess) -> None:
+    """And leaves ours alone when it ends."""
+    (mine,) = servers()
+    child = os.fork()
+    if child == 0:
+        found = process.look_up(os.getpid(), [address()], demangle=True)
+        good = bool(found) and servers() and mine not in servers()
+        process.close()
+        os._exit(0 if good and not servers() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert servers() == {mine}
+    assert process.look_up(os.getpid(), [address()], demangle=True)
+    assert servers() == {mine}
+
+
 def test_without_the_library_addresses_are_numbers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
