@@ -14,11 +14,20 @@ import os
 import sys
 import tempfile
 import time
+from typing import TYPE_CHECKING
 
 import bench_signer
 
+if TYPE_CHECKING:
+    from bpfseal.signer.client import SignerClient
+
 GROWTH_KIB = 5 * 1024
 KEYS = 2
+
+
+def measure(admin: SignerClient, pid: int) -> tuple[int, int]:
+    """Resident KiB and descriptors of the helper."""
+    return admin.status().rss_kib, len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def main() -> int:
@@ -50,13 +59,15 @@ def main() -> int:
                 most_keys = max(most_keys, len(admin.keys().keys))
                 pause = options.seals / max(options.rotations, 1) / 1000
                 seals += len(bench_signer.drive(path, request, bench_signer.CLIENTS, min(max(pause, 0.2), 2), 0)[0])
-                now = (admin.status().rss_kib, len(os.listdir(f"/proc/{pid}/fd")))
+                now = measure(admin, pid)
                 if first == (0, 0) and seals >= options.seals / 20:
                     first = now
                 if time.monotonic() > told + 30:
                     told = time.monotonic()
                     state = f"{seals:,} seals, {rotations} rotations, {now[0]} KiB, {now[1]} descriptors"
                     print(f"{told - begin:.0f} s: {state}", flush=True)
+            time.sleep(1)  # the last connections are closed by then
+            now = measure(admin, pid)
             if now[0] > first[0] + GROWTH_KIB:
                 trouble.append(f"it grew from {first[0]} to {now[0]} KiB")
             if now[1] > first[1]:
