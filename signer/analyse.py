@@ -12,6 +12,8 @@ it does.
   pointer at an unknown offset whatever was ever stored on any stack.
 - What a lookup in a map of maps gives is a map or, after another lookup, a value of one: all that is done with either
   is done to the map of maps, whose contents nobody can tell.
+- Behind an instruction that stands for what this kernel does not have (`helpers.is_poison`) registers have no values,
+  and using one is no offence: the verifier lets nothing get there.
 - Pointers leave the tracked world when stored in maps, ring buffers or the context: the kernel gives back a number.
 """
 
@@ -26,7 +28,7 @@ from msgspec import Struct
 
 from bpfseal.signer.bundle import Attributes, MapSpec
 from bpfseal.signer.cfg import Flow, split
-from bpfseal.signer.helpers import FORBIDDEN_HELPERS, HELPERS, KFUNC_CLASSES, MAP_TYPES, Helper
+from bpfseal.signer.helpers import FORBIDDEN_HELPERS, HELPERS, KFUNC_CLASSES, MAP_TYPES, Helper, is_poison
 from bpfseal.signer.insn import (
     ADD,
     CMPXCHG,
@@ -151,6 +153,7 @@ class _Tracker:
         self.grown = self.weak_grown = False
         self.readers: set[int] = set()  # blocks that read stacks through other pointers than r10
         self.reads_packet = self.reads_pointer = False
+        self.poisoned = False  # a call that the verifier lets nobody reach is there
         self.changes_object = False  # or the context: of a packet program both are the packet
         self.written = 0
         self.operated: dict[str, int] = dict.fromkeys(("read", "write", "delete", "iterate", "output"), 0)
@@ -436,6 +439,10 @@ class _Tracker:
 
     def _helper(self, id: int, regs: list[int]) -> None:
         helper = HELPERS.get(id)
+        if helper is None and is_poison(id):  # nothing runs behind it, so registers have no values there
+            self.poisoned = True
+            regs[0:10] = [0] * 10
+            return
         if helper is None:
             raise Refusal("helper", f"unknown helper {id}", attribute=str(id))
         if helper.name in FORBIDDEN_HELPERS:
@@ -447,7 +454,7 @@ class _Tracker:
         if helper.map_arg:
             used = regs[helper.map_arg]
             used = regs[helper.map_arg] = used & ~self.inner_bits | (used & self.inner_bits) >> self.shift
-            if not used or used & ~self.map_bits:
+            if used & ~self.map_bits or not (used or self.poisoned):
                 raise Refusal("map-unknown", f"cannot tell which map {helper.name} gets", attribute=helper.name)
             for name in helper.map_ops:
                 self.operated[name] |= used
@@ -476,7 +483,7 @@ class _Tracker:
 
     def _enter_callbacks(self, functions: int, caller: str, arguments: list[int]) -> None:
         chosen = functions & self.functions
-        if not chosen or functions != chosen:
+        if functions != chosen or not (chosen or self.poisoned):
             raise Refusal("callback", f"cannot tell which subprogram {caller} calls back", attribute=caller)
         chosen >>= self.first_function
         for number, start in enumerate(self.flow.starts):

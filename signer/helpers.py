@@ -290,6 +290,17 @@ def _helper(line: str) -> Helper:
 HELPERS: Final[Mapping[int, Helper]] = {h.id: h for h in map(_helper, _HELPERS.strip().splitlines())}
 HELPER_BY_NAME: Final[Mapping[str, Helper]] = {h.name: h for h in HELPERS.values()}
 
+# Numbers that no helper will ever have, in thousands: libbpf puts calls of them where a program uses a member, a map or
+# a kfunc that this kernel does not have (bpf_core_poison_insn in its src/relo_core.c, POISON_* in src/libbpf.c).
+# The verifier refuses a program that can get there; those that ask first, cannot.
+_POISON: Final = (195_896, 2_001_000, 2_002_000)
+
+
+def is_poison(id: int) -> bool:
+    """Whether a call of helper `id` stands for something that is not there."""
+    return id // 1000 in _POISON
+
+
 # Never signed: what these reach was not analysed (other programs, anything that bpf(2) can do).
 FORBIDDEN_HELPERS: Final = frozenset(("sys_bpf", "sys_close", "user_ringbuf_drain"))
 

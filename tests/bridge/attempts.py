@@ -103,6 +103,17 @@ def call(number: int) -> bytes:
     return struct.pack("<BBhi", 0x85, 0, 0, number) + GOOD
 
 
+POISON = struct.pack("<BBhi", 0x85, 0, 0, 195896080)
+# In the place of both halves of a map's address, which is then looked into.
+POISONED_MAP = struct.pack("<BBhi", 0x85, 0, 0, 2001000003) * 2 + struct.pack("<BBhi", 0x85, 0, 0, 1)
+
+
+def guarded(there: int, poison: bytes = POISON) -> bytes:
+    """What this kernel does not have, after a question whether it has: `there` 1 says no."""
+    question = struct.pack("<BBhi", 0xB7, 1, 0, there)
+    return question + struct.pack("<BBhi", 0x15, 1, len(poison) // 8, 1) + poison + GOOD
+
+
 def array_of(*numbers: int) -> int:
     data = ctypes.create_string_buffer(struct.pack(f"<{len(numbers)}i", *numbers))
     _keep.append(data)
@@ -293,6 +304,10 @@ CASES: dict[str, Callable[[], Any]] = {
     "fd_array, value": lambda: load(with_map(6, 0, 4), fd_array=array_of(array())),
     "fd_array with its length": lambda: load(with_map(5, 0), fd_array=array_of(array()), fd_array_cnt=1),
     "index without fd_array": lambda: load(with_map(5, 0)),
+    "poison where nothing gets": lambda: load(guarded(1), run=True),
+    "poison where something gets": lambda: load(guarded(0)),
+    "poisoned map": lambda: load(guarded(1, POISONED_MAP), run=True),
+    "poisoned map where something gets": lambda: load(guarded(0, POISONED_MAP)),
     "helper without arguments": lambda: load(call(1)),
     "unknown helper": lambda: load(call(9999)),
     "helper of other types": lambda: load(call(9)),

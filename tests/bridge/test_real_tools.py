@@ -35,8 +35,7 @@ PARTS = {
     "tracers": ("bpftrace", "functions of programs", "static Go", "systemd"),
     "objects": ("bpftool", "ip link", "tc filter"),
     "xdp-tools": ("xdp-", "xdpdump"),
-    # Its biolatency of 2022 reads a member that struct request does not have any more.
-    "libbpf-tools": tuple(f"libbpf-tools {name}" for name in ("opensnoop", "execsnoop", "tcpconnect")),
+    "libbpf-tools": ("libbpf-tools",),
     "bcc": ("bcc, smallest", "bcc opensnoop"),
 }
 GO_LIBRARY = Path("/usr/share/gocode/src/github.com/cilium/ebpf")

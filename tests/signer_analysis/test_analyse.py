@@ -150,6 +150,22 @@ def test_maps_in_maps_stand_for_what_is_in_them() -> None:
             analyse(decode(inner + (call("map_lookup_elem") + filler)[: 8 * 17] + RETURN), (existing(kind),), Kernel())
 
 
+def test_calls_that_libbpf_puts_where_something_is_missing() -> None:
+    """What is behind them counts, all the same."""
+    for number in (195896080, 2001000000, 2001000999, 2002000007):
+        poison = raw(0x85, imm=number)
+        found = facts(movi(1, 1) + jeqi(1, 1, 1) + poison + lookup() + RETURN)
+        assert found.found.maps == ((0, ("read",)),)
+        assert found.found.helpers == ("map_lookup_elem",)
+        # in place of a map's address
+        assert maps(poison + poison + call("map_lookup_elem") + RETURN) == {}
+    for number in (195895999, 195897000, 2000999999, 2001001000, 2003000000, 9999):
+        with pytest.raises(Refusal, match=f"unknown helper {number}"):
+            facts(raw(0x85, imm=number) + RETURN)
+    with pytest.raises(Refusal, match="cannot tell which map"):
+        facts(movi(1, 1) + call("map_lookup_elem") + raw(0x85, imm=195896080) + RETURN)
+
+
 def test_members_of_kernel_objects_in_maps_are_kernel_memory() -> None:
     code = lookup(0) + jeqi(0, 0, 2) + ldx(1, 0) + RETURN
     for kind, classes in ((1, {"map"}), (15, {"map", "read-kernel"}), (17, {"map", "read-kernel"})):
