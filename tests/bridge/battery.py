@@ -3,8 +3,7 @@
 `battery.py OBJECTS [TOOL…]` prints one JSON object for each tool (`!TOOL`: tried under the bridge only): version, if
 it worked alone and under the bridge, what it said, programs loaded, records in the audit log. OBJECTS has the compiled
 `pass.bpf.o`, `look.bpf.o`, `count.bpf.o`, `send.bpf.o`, and `probe`, made of probe.go, if there is a Go compiler.
-BCC_KERNEL_SOURCE are headers for bcc, BPFSEAL_TEST_BIOLATENCY its tool of that name for kernels without
-blk_account_io_done, BPFSEAL_TEST_BPFTRACE and BPFSEAL_TEST_BPFTOOL the commands of another bpftrace
+BCC_KERNEL_SOURCE are headers for bcc, BPFSEAL_TEST_BPFTRACE and BPFSEAL_TEST_BPFTOOL the commands of another bpftrace
 and bpftool, BPFSEAL_TEST_CORE the directory of Debian's libbpf-tools.
 """
 
@@ -125,10 +124,6 @@ def tools(objects: str) -> list[Tool]:
         ):
             table.insert(-7, Tool(f"libbpf-tools {name}", "dpkg-query -W -f '${Version}' bpfcc-tools",
                                   f"{at}/{name} {arguments}", works, endless=not arguments))  # fmt: skip
-    if script := os.environ.get("BPFSEAL_TEST_BIOLATENCY"):
-        newer = f"/usr/bin/python3 {shlex.quote(script)} 4 1"
-        table.append(replace(bcc("biolatency", "4 1", r"usecs +: count"), name="bcc biolatency (newer script)",
-                             version="echo 0.0+head", command=newer))  # fmt: skip
     if other := os.environ.get("BPFSEAL_TEST_BPFTRACE"):
         table[2:2] = [Tool("bpftrace (another)", f"{other} --version", f"{other} -e {shlex.quote(SCRIPT)}",
                            r"began\n(.*\n)*@opens: [1-9]")]  # fmt: skip
