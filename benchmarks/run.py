@@ -58,6 +58,9 @@ def _read(path: str) -> str:
 
 def main(names: list[str]) -> int:
     sys.path.insert(0, str(HERE))
+    if unknown := [name for name in names if name not in SECTIONS]:
+        sys.stderr.write(f"no section {unknown[0]!r}; there are {', '.join(SECTIONS)}\n")
+        return 2
     if os.geteuid() != 0:
         sys.stderr.write("benchmarks need root\n")
         return 1
