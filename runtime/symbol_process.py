@@ -103,8 +103,14 @@ class SymbolProcess:
             raise
         finally:
             theirs.close()
+        try:
+            pidfd = syscall("pidfd_open", child, 0)
+        except OSError:  # it ends with the socket
+            ours.close()
+            os.waitpid(child, 0)
+            raise
         self._owner = os.getpid()
-        self._end = weakref.finalize(self, _end, ours, child, syscall("pidfd_open", child, 0), self._owner)
+        self._end = weakref.finalize(self, _end, ours, child, pidfd, self._owner)
         self._socket, self._ready = ours, False
 
     def _ask(self, pid: int, addresses: list[int], demangle: bool) -> list[tuple[str, int, str]]:

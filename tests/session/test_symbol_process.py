@@ -200,6 +200,18 @@ def test_one_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     )
 
 
+def test_one_that_cannot_be_watched(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Short of descriptors, say: it is not left alone."""
+
+    def short(*_: object) -> int:
+        raise OSError(24, "Too many open files", "pidfd_open")
+
+    monkeypatch.setattr(symbol_process, "syscall", short)
+    assert Symbols().user(address(), os.getpid()) == f"0x{address():x}"
+    assert "no symbols: cannot start pidfd_open: Too many open files" in capfd.readouterr().err
+    assert not servers()
+
+
 def test_a_server_that_always_dies_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "symbol_server.py"
     script.write_text("import socket; socket.socket(fileno=0).sendall(b'1')")
